@@ -1,0 +1,42 @@
+"""The unit of work of every floor above: some rows, their targets and their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some consecutive rows of a data set.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+        C-contiguous rows, in the data set's own dtype.
+    y : ndarray of shape (n,) or None
+        Targets, as stored.
+    sample_weight : ndarray of shape (n,) or None
+        Weights of the rows; None means that each weighs 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> Block(np.zeros((3, 2)), np.arange(3), None).n_rows
+    3
+    """
+
+    X: np.ndarray
+    y: np.ndarray | None
+    sample_weight: np.ndarray | None
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in the block."""
+        return int(self.X.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the block's arrays hold."""
+        return sum(a.nbytes for a in (self.X, self.y, self.sample_weight) if a is not None)

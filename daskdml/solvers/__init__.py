@@ -1,0 +1,1 @@
+"""Floor 3: one algorithm per file, reading like its paper."""
