@@ -1,0 +1,122 @@
+"""How a fit came near its optimum, against the time and against the bytes it took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol, TypeGuard
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+GAP_COLOR = "#3182bd"
+OBJECTIVE_COLOR = "#e6550d"
+SMALLEST_GAP = 1e-16  # what an exact zero is drawn as on the logarithmic axis
+UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+class Record(Protocol):
+    """One pass or round of a fit, as `plot_convergence` needs it."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the fit began."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes read since the fit began."""
+
+    @property
+    def objective(self) -> float | None:
+        """Value of the objective, where the pass tells it."""
+
+    @property
+    def gap(self) -> float | None:
+        """Bound of the objective minus its optimum, where the pass tells it."""
+
+    @property
+    def relative(self) -> float | None:
+        """The gap as a share of the objective's magnitude, where the pass tells it."""
+
+
+def plot_convergence(
+    history: Iterable[Record], figure: Figure | SubFigure | None = None
+) -> Figure | SubFigure:
+    """Draw the certified relative gap and the objective, against seconds and against bytes read.
+
+    Parameters
+    ----------
+    history : iterable of Record
+        Records in order; their seconds and bytes count from the fit's beginning.
+    figure : matplotlib Figure or SubFigure or None
+        An empty figure to draw in; None makes one.
+
+    Returns
+    -------
+    matplotlib Figure or SubFigure
+        The figure, with two panels side by side, each the gap (logarithmic) over the objective.
+
+    Raises
+    ------
+    ValueError
+        If no record tells an objective or a gap.
+    """
+    records = list(history)
+    gaps = [(r, max(r.relative, SMALLEST_GAP)) for r in records if _told(r.relative)]
+    objectives = [(r, r.objective) for r in records if _told(r.objective)]
+    if not gaps and not objectives:
+        raise ValueError(
+            "The history has no record with an objective or a gap; fit with a solver that "
+            "evaluates them, or ask for a certificate."
+        )
+    if figure is None:
+        import matplotlib.pyplot as plt
+
+        figure = plt.figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots(2, 2, sharex="col", sharey="row", height_ratios=(3, 2))
+    scale, unit = _byte_unit(max((r.nbytes for r in records), default=0))
+    for column in (0, 1):
+        for ax, points, color in (
+            (axes[0, column], gaps, GAP_COLOR),
+            (axes[1, column], objectives, OBJECTIVE_COLOR),
+        ):
+            x = [r.nbytes / scale if column else r.seconds for r, _ in points]
+            ax.plot(x, [value for _, value in points], "o-", color=color, markersize=4)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.grid(axis="y", color="0.9", linewidth=0.6)
+            ax.set_axisbelow(True)
+    _label(axes, unit, gaps[-1] if gaps else None)
+    return figure
+
+
+def _label(axes: list[list[Axes]], unit: str, last: tuple[Record, float] | None) -> None:
+    """Name the axes and write the last gap beside its point."""
+    gap_axes, objective_axes = axes
+    gap_axes[0].set_yscale("log")
+    gap_axes[0].set_ylabel("certified relative gap")
+    objective_axes[0].set_ylabel("objective")
+    objective_axes[0].set_xlabel("seconds")
+    objective_axes[1].set_xlabel(f"{unit} read")
+    objective_axes[0].set_xlim(left=0)
+    objective_axes[1].set_xlim(left=0)
+    if last is not None:
+        record, gap = last
+        gap_axes[0].annotate(
+            f"{gap:.1e}",
+            (record.seconds, gap),
+            xytext=(-6, 6),
+            textcoords="offset points",
+            ha="right",
+            color=GAP_COLOR,
+        )
+
+
+def _told(value: float | None) -> TypeGuard[float]:
+    """Tell whether a number is there and finite."""
+    return value is not None and math.isfinite(value)
+
+
+def _byte_unit(nbytes: int) -> tuple[float, str]:
+    """Return the largest decimal unit that does not exceed `nbytes`, as (bytes, name)."""
+    return next(((size, name) for size, name in UNITS if nbytes >= size), (1.0, "bytes"))

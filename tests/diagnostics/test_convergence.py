@@ -1,0 +1,39 @@
+from dataclasses import replace
+
+import matplotlib
+import pytest
+
+matplotlib.use("Agg")
+
+from daskdml.diagnostics import plot_convergence
+from tests.diagnostics.fits import GAPS, OBJECTIVES, history
+
+
+def test_both_panels_show_every_record(tmp_path):
+    """The gap and the objective are drawn against seconds on the left, bytes on the right."""
+    figure = plot_convergence(history())
+    gap, gap_bytes, objective, objective_bytes = figure.axes
+    relative = [g / f for g, f in zip(GAPS, OBJECTIVES, strict=True)]
+    for ax, y in ((gap, relative), (gap_bytes, relative)):
+        assert ax.get_yscale() == "log"
+        assert list(ax.lines[0].get_ydata()) == y
+    for ax, x in ((objective, [0.4, 0.8, 1.2]), (objective_bytes, [240, 480, 720])):
+        assert list(ax.lines[0].get_xdata()) == pytest.approx(x)
+        assert list(ax.lines[0].get_ydata()) == list(OBJECTIVES)
+    assert gap.get_ylabel() == "certified relative gap"
+    assert (objective.get_xlabel(), objective_bytes.get_xlabel()) == ("seconds", "MB read")
+    figure.savefig(tmp_path / "convergence.png")
+
+
+def test_records_that_tell_nothing_are_left_out():
+    """A pass without a certificate or with an infinite one has no point; an exact fit has one."""
+    first, second, third = history()
+    records = [replace(first, relative=None), replace(second, relative=float("inf"))]
+    gap = plot_convergence([*records, replace(third, relative=0.0)]).axes[0]
+    assert list(gap.lines[0].get_ydata()) == [1e-16]
+
+
+def test_a_history_without_numbers_is_an_error():
+    """Nothing to draw is said, with the cure."""
+    with pytest.raises(ValueError, match="ask for a certificate"):
+        plot_convergence([])
