@@ -1,0 +1,240 @@
+"""From an fsspec URL to a Zarr store: one way in for local disk, S3, HDFS, memory and the rest."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+import zarr
+from fsspec.core import split_protocol, url_to_fs
+from zarr.abc.store import Store
+from zarr.errors import NodeNotFoundError
+from zarr.storage import FsspecStore, LocalStore
+
+__all__ = ["filesystem", "open_node", "open_store", "resolve_url", "retrying"]
+
+T = TypeVar("T")
+
+ATTEMPTS = 5
+FIRST_PAUSE = 0.1
+"""Seconds before the second attempt; each further pause is twice as long."""
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "hdfs": "hdfs", "webhdfs": "hdfs"}
+_PERMANENT = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_TRANSIENT_NAMES = re.compile(
+    r"ConnectionError|ConnectTimeout|ReadTimeout|ConnectionClosed|ClientOSError|ClientPayloadError"
+    r"|ServerDisconnected|ServerTimeout|IncompleteRead|ResponseStreaming|HTTPClientError"
+)
+_TRANSIENT_TEXT = re.compile(
+    r"\b50[0234]\b|slow\s?down|internal ?error|service ?unavailable|too many requests|\b429\b"
+    r"|reduce your request rate|timed? ?out|connection (reset|closed|aborted)|broken pipe",
+    re.IGNORECASE,
+)
+
+
+def resolve_url(url: str | os.PathLike[str]) -> str:
+    """Give a URL that means the same in every process: local paths become absolute.
+
+    Parameters
+    ----------
+    url : str or path
+        A local path or any fsspec URL.
+
+    Returns
+    -------
+    str
+        An absolute path for local data, else the URL without a trailing slash.
+
+    Examples
+    --------
+    >>> resolve_url("file:///data/train.zarr")
+    '/data/train.zarr'
+    >>> resolve_url("s3://bucket/train.zarr/")
+    's3://bucket/train.zarr'
+    """
+    text = os.fspath(url)
+    if not isinstance(text, str):
+        raise TypeError(f"a data set is named by a str or a path, not by {type(url).__name__}")
+    if not text:
+        raise ValueError("the URL of the data set is empty; give a path or an fsspec URL")
+    protocol, rest = split_protocol(text)
+    if protocol in (None, "file", "local"):
+        return os.path.abspath(os.path.expanduser(rest))
+    return text if rest == "/" else text.rstrip("/")
+
+
+def is_local(url: str) -> bool:
+    """Whether a resolved URL is a path of this machine."""
+    return split_protocol(url)[0] is None
+
+
+def _missing_package(url: str, error: ImportError) -> ImportError:
+    protocol = str(split_protocol(url)[0])
+    extra = _EXTRAS.get(protocol)
+    cure = f"pip install 'daskdml[{extra}]'" if extra else f"install its fsspec package ({error})"
+    return ImportError(f"reading {url} needs a package for {protocol}:// URLs: {cure}")
+
+
+def filesystem(
+    url: str, storage_options: Mapping[str, Any] | None = None, *, asynchronous: bool = False
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Give the fsspec file system of a URL and the path inside it.
+
+    Parameters
+    ----------
+    url : str
+        A resolved URL (see `resolve_url`).
+    storage_options : mapping or None
+        What the file system's constructor takes (keys, endpoints ...).
+    asynchronous : bool
+        Ask for an instance that is driven by Zarr's own event loop.
+
+    Raises
+    ------
+    ImportError
+        Where the package that speaks the URL's protocol is missing; names what to install.
+    ValueError
+        Where fsspec does not know the protocol.
+    """
+    protocol = split_protocol(url)[0]
+    options = dict(storage_options or {})
+    if protocol is not None:
+        try:
+            cls = fsspec.get_filesystem_class(protocol)
+        except ImportError as error:
+            raise _missing_package(url, error) from error
+        except ValueError as error:
+            raise ValueError(
+                f"{url}: fsspec knows no protocol {protocol!r}; use a path, s3://, hdfs:// or "
+                "another fsspec URL"
+            ) from error
+        # Synchronous file systems (some take only strings as options) are never asked.
+        if asynchronous and cls.async_impl:
+            options["asynchronous"] = True
+    fs, path = url_to_fs(url, **options)
+    return fs, path
+
+
+def open_store(
+    url: str, storage_options: Mapping[str, Any] | None = None, *, read_only: bool = True
+) -> Store:
+    """Open the Zarr store at a URL; nothing is read or created yet.
+
+    Parameters
+    ----------
+    url : str
+        A resolved URL (see `resolve_url`).
+    storage_options : mapping or None
+        Options of the fsspec file system.
+    read_only : bool
+        Refuse writes through this store.
+
+    Returns
+    -------
+    zarr.abc.store.Store
+        A `LocalStore` for a path, else an `FsspecStore`; both pickle.
+
+    Examples
+    --------
+    >>> open_store("/data/train.zarr").read_only
+    True
+    """
+    if is_local(url):
+        return LocalStore(url, read_only=read_only)
+    fs, path = filesystem(url, storage_options, asynchronous=True)
+    if not fs.async_impl:
+        from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+        fs = AsyncFileSystemWrapper(fs, asynchronous=True)
+    return FsspecStore(fs, read_only=read_only, path=path)
+
+
+def open_node(
+    url: str, storage_options: Mapping[str, Any] | None = None
+) -> zarr.Group | zarr.Array[Any]:
+    """Open the Zarr group or array at a URL for reading.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where nothing of Zarr lies at the URL.
+    PermissionError
+        Where the credentials do not allow to read it.
+    """
+    store = open_store(url, storage_options)
+    try:
+        return retrying(lambda: zarr.open(store, mode="r"), f"opening {url}")
+    except (FileNotFoundError, NodeNotFoundError) as error:
+        if is_local(url) and Path(url).exists():
+            found = "is there, but holds no Zarr group or array (no zarr.json)"
+        else:
+            found = "does not exist"
+        raise FileNotFoundError(
+            f"{url} {found}; check the URL, or write a data set with daskdml.io.write_dataset"
+        ) from error
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again may help: resets, timeouts, throttling and 5xx; never 403 or 404."""
+    if isinstance(error, _PERMANENT):
+        return False
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if _TRANSIENT_NAMES.search(type(error).__name__):
+        return True
+    remote = isinstance(error, OSError) or type(error).__module__.startswith(
+        ("botocore", "aiobotocore", "aiohttp")
+    )
+    return remote and bool(_TRANSIENT_TEXT.search(str(error)))
+
+
+def retrying(action: Callable[[], T], what: str) -> T:
+    """Do it; on a transient error do it again, after pauses that double.
+
+    Parameters
+    ----------
+    action : callable
+        Must be idempotent.
+    what : str
+        Names the work and its object, as in ``"reading s3://bucket/x.zarr/X/c/0/0"``.
+
+    Returns
+    -------
+    object
+        What `action` returned.
+
+    Raises
+    ------
+    PermissionError
+        At once, naming the object, where access is denied.
+    ConnectionError
+        Naming the object, where the error outlived all attempts.
+
+    Examples
+    --------
+    >>> retrying(lambda: 42, "counting")
+    42
+    """
+    pause = FIRST_PAUSE
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return action()
+        except Exception as error:
+            if isinstance(error, PermissionError):
+                raise PermissionError(
+                    f"{what}: access denied ({error}); check the permissions or storage_options"
+                ) from error
+            if not is_transient(error):
+                raise
+            if attempt == ATTEMPTS:
+                raise ConnectionError(
+                    f"{what} failed {ATTEMPTS} times, last with {type(error).__name__}: {error}"
+                ) from error
+        time.sleep(pause)
+        pause *= 2
+    raise AssertionError("unreachable")
