@@ -1,0 +1,197 @@
+"""Graphs of passes and rounds: pure functions -> {key: Task}. No Dask scheduler is named here.
+
+Three kinds of edges hold everything together. A *data* edge carries a block or a result. A *gate*
+edge makes the load of a lane's block wait until an earlier block of that lane has been computed:
+it bounds how many blocks are alive. A *state* edge carries the parameters a computation starts
+from; bounded staleness is such an edge that reaches further back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask.task_spec import DataNode, List, Task, TaskRef
+
+from daskdml.engine import tasks
+from daskdml.engine.memory import FAN_IN
+from daskdml.io.sources import DaskSource
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive rows that one task reads: the unit of work, of the sums and of the gate."""
+
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the group."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Tasks by key, the keys whose results are wanted, and the lane of each lane's task."""
+
+    tasks: dict[Any, Any]
+    wanted: list[Any]
+    lane_of: dict[Any, int] = field(default_factory=dict)
+
+
+def group_rows(chunk_bounds: Sequence[int], row_nbytes: int, target: int) -> tuple[Group, ...]:
+    """Cut rows along chunk boundaries into groups of about `target` bytes.
+
+    The cut depends on the data alone, so that sums over groups have the same bits everywhere.
+
+    Examples
+    --------
+    >>> [(g.start, g.stop) for g in group_rows([0, 10, 20, 30, 35], row_nbytes=1, target=20)]
+    [(0, 20), (20, 35)]
+    """
+    groups: list[Group] = []
+    start = chunk_bounds[0]
+    for stop, following in zip(chunk_bounds[1:], [*chunk_bounds[2:], None], strict=False):
+        full = following is None or (following - start) * row_nbytes > target
+        if stop > start and full:
+            groups.append(Group(len(groups), start, stop))
+            start = stop
+    return tuple(groups)
+
+
+def _load(read: tasks.Read, key: Any, group: Group, gate: list[Any]) -> Task:
+    """The task that brings one group into memory, after the results named in `gate`."""
+    source = read.source
+    if isinstance(source, DaskSource):  # other tasks make the rows
+        arrays = List(*(List(*map(TaskRef, keys)) for keys in source.block_keys(group.index)))
+        about = (read.token, group.index, group.rows, source.dtype)
+        return Task(key, tasks.assemble, *about, arrays, *gate)
+    return Task(key, tasks.load, read, group.index, group.start, group.stop, *gate)
+
+
+def pass_graph(
+    name: str,
+    read: tasks.Read,
+    lanes: Sequence[Sequence[Group]],
+    fn: Callable[[Any], Any],
+    prefetch: int,
+) -> Graph:
+    """A map over the lanes' groups and a tree of sums whose shape depends on the groups alone.
+
+    Parameters
+    ----------
+    name : str
+        Prefix of the keys; unique to this graph.
+    read : Read
+        How to load a group.
+    lanes : sequence of sequence of Group
+        What each compute slot walks, in order.
+    fn : callable
+        Block -> something that can be added.
+    prefetch : int
+        Groups read ahead by each lane.
+    """
+    graph: dict[Any, Any] = {}
+    lane_of: dict[Any, int] = {}
+    fn_key = f"{name}-state"
+    graph[fn_key] = DataNode(fn_key, fn)
+    for lane, groups in enumerate(lanes):
+        for at, group in enumerate(groups):
+            gate = [TaskRef((name, groups[at - 1 - prefetch].index))] if at > prefetch else []
+            load, key = (f"{name}-read", group.index), (name, group.index)
+            graph[load] = _load(read, load, group, gate)
+            graph[key] = Task(key, tasks.compute, TaskRef(fn_key), TaskRef(load), group.start)
+            lane_of[load] = lane_of[key] = lane
+    parts: list[Any] = [(name, i) for i in sorted(g.index for lane in lanes for g in lane)]
+    return Graph(graph | tree(f"{name}-sum", parts), [(f"{name}-sum", -1)], lane_of)
+
+
+def tree(name: str, keys: Sequence[Any]) -> dict[Any, Task]:
+    """Sums of keys in a tree of fixed shape; the root's key is ``(name, -1)``.
+
+    Examples
+    --------
+    >>> sorted(tree("sum", ["a", "b"]))
+    [('sum', -1)]
+    """
+    graph: dict[Any, Task] = {}
+    level = list(keys)
+    while len(level) > FAN_IN:
+        above = []
+        for i in range(0, len(level), FAN_IN):
+            key = (name, len(graph))
+            graph[key] = Task(key, tasks.combine, *map(TaskRef, level[i : i + FAN_IN]))
+            above.append(key)
+        level = above
+    root = (name, -1)
+    graph[root] = Task(root, tasks.combine, *map(TaskRef, level))
+    return graph
+
+
+def rounds_graph(
+    name: str,
+    read: tasks.Read,
+    schedule: Sequence[Sequence[Group | None]],
+    states: Sequence[Any],
+    local: Callable[..., Any],
+    merge: Callable[..., Any],
+    prefetch: int,
+) -> Graph:
+    """Rounds of local work whose staleness is an edge [1]_.
+
+    ``state[t] = merge(state[t-1], state[t-1-s], [local(state[t-1-s], block k of round t) ...])``
+    with ``s = len(states) - 1``: the local work of round t starts from the state of s + 1 rounds
+    ago, whatever the timing.
+
+    Parameters
+    ----------
+    name, read, prefetch
+        As in `pass_graph`.
+    schedule : sequence of sequence of Group or None
+        What each replica works on in each round; None where a replica has nothing left.
+    states : sequence
+        The last s + 1 states before the first of these rounds, oldest first.
+    local : callable
+        ``local(state, block, group, t, k) -> value``.
+    merge : callable
+        ``merge(state, base, values) -> state``.
+
+    References
+    ----------
+    .. [1] Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter
+       Server", NIPS 2013.
+    """
+    graph: dict[Any, Any] = {}
+    lane_of: dict[Any, int] = {}
+    stale = len(states)
+    for i, state in enumerate(states):
+        key = (f"{name}-state", i - stale)
+        graph[key] = DataNode(key, tasks.Part(state, ()))
+    fns = f"{name}-rules"
+    graph[fns] = DataNode(fns, (local, merge))
+    walked: dict[int, list[Any]] = {}
+    for t, row in enumerate(schedule):
+        base = TaskRef((f"{name}-state", t - stale))
+        results = []
+        for k, group in enumerate(row):
+            if group is None:
+                continue
+            done = walked.setdefault(k, [])
+            gate = [TaskRef(done[-1 - prefetch])] if len(done) > prefetch else []
+            load, work = (f"{name}-read", t, k), (name, t, k)
+            graph[load] = _load(read, load, group, gate)
+            graph[work] = Task(
+                work, tasks.local_round, TaskRef(fns), base, TaskRef(load), group, t, k
+            )
+            lane_of[load] = lane_of[work] = k
+            done.append(work)
+            results.append(TaskRef(work))
+        after = (f"{name}-state", t)
+        before = TaskRef((f"{name}-state", t - 1))
+        graph[after] = Task(after, tasks.merge_round, TaskRef(fns), before, base, *results)
+        lane_of[after] = 0
+    wanted = [(f"{name}-state", t) for t in range(len(schedule) - stale, len(schedule))]
+    return Graph(graph, wanted, lane_of)

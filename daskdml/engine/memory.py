@@ -1,0 +1,111 @@
+"""What a fit will hold in a worker process, promised before the run and refused if too much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dask.utils import format_bytes
+
+FAN_IN = 16  # children of a node of the reduction tree
+_SLACK = 24 * 2**20  # interpreter, allocator and messages, beside what is counted
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a solver holds beside the blocks.
+
+    Parameters
+    ----------
+    work : int
+        Scratch of one block's computation.
+    part : int
+        One block's result.
+    """
+
+    work: int = 0
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes per worker process: what is promised, and what the fit will hold at most.
+
+    Parameters
+    ----------
+    limit : int
+        The promise: bytes of resident memory that one worker process may reach.
+    baseline : int
+        Resident bytes of the fullest worker process before the fit.
+    block : int
+        Decoded bytes of the largest block of rows.
+    encoded : int
+        Bytes of encoded chunks that one read holds at a time.
+    threads : int
+        Compute slots of the worker process with most of them.
+    prefetch : int
+        Blocks that each slot reads ahead.
+    needs : Needs
+        What the solver holds.
+    """
+
+    limit: int
+    baseline: int
+    block: int
+    encoded: int
+    threads: int
+    prefetch: int
+    needs: Needs
+
+    @property
+    def streaming(self) -> int:
+        """Bytes that a fit without pinned blocks reaches."""
+        alive = self.threads * (self.prefetch + 1) * (self.block + self.encoded)
+        solver = self.threads * self.needs.work + (FAN_IN + 2 * self.threads) * self.needs.part
+        return self.baseline + _SLACK + int(1.05 * (alive + solver))
+
+    @property
+    def pinned(self) -> int:
+        """Bytes left for blocks that stay in memory between passes."""
+        return max(0, int((self.limit - self.streaming) / 1.05))
+
+    def __str__(self) -> str:
+        return (
+            f"{format_bytes(self.streaming)} of {format_bytes(self.limit)} promised per worker: "
+            f"{format_bytes(self.baseline)} before the fit, "
+            f"{self.threads} x {self.prefetch + 1} blocks of {format_bytes(self.block)}; "
+            f"{format_bytes(self.pinned)} for pinned blocks"
+        )
+
+
+def fit_plan(plan: MemoryPlan) -> MemoryPlan:
+    """The plan with the deepest prefetch that the promise allows, or a MemoryError.
+
+    Raises
+    ------
+    MemoryError
+        If even reading one block at a time does not fit; states the smallest limit that would.
+
+    Examples
+    --------
+    >>> mb = 2**20
+    >>> plan = MemoryPlan(400 * mb, 150 * mb, 40 * mb, 10 * mb, 1, 1, Needs())
+    >>> fit_plan(plan).prefetch
+    1
+    >>> fit_plan(MemoryPlan(200 * mb, 150 * mb, 40 * mb, 10 * mb, 1, 1, Needs()))
+    Traceback (most recent call last):
+    ...
+    MemoryError: memory_limit=200.00 MiB per worker is too small: ...
+    """
+    for prefetch in range(plan.prefetch, -1, -1):
+        tried = replace(plan, prefetch=prefetch)
+        if tried.streaming <= tried.limit:
+            return tried
+    smallest = replace(plan, prefetch=0)
+    raise MemoryError(
+        f"memory_limit={format_bytes(plan.limit)} per worker is too small: this fit needs "
+        f"{format_bytes(smallest.streaming)}, of which {format_bytes(plan.baseline)} are in use "
+        f"before it and {plan.threads} x {format_bytes(plan.block + plan.encoded)} are the blocks "
+        f"of rows being read; raise memory_limit to {smallest.streaming / 1e6:.0f}MB, write the data "
+        "in smaller chunks (daskdml.io.write_dataset(..., chunks=rows)) or as float32, or run "
+        "fewer threads per worker"
+    )

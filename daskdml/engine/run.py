@@ -1,0 +1,420 @@
+"""Engine: runs passes and rounds over a source within a memory promise, and tells what happens."""
+
+from __future__ import annotations
+
+import contextvars
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import psutil
+from dask.utils import parse_bytes
+
+from daskdml.engine import tasks
+from daskdml.engine.graphs import Group, group_rows, pass_graph, rounds_graph
+from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
+from daskdml.engine.place import global_client
+from daskdml.engine.runners import Cluster, Inline, Runner, Threads, Worker, fit_name
+from daskdml.events import BlockEnd, Callback, Event, Message, PassEnd, PassStart, emit
+from daskdml.io.sources import Source
+from daskdml.kernels.targets import DataError
+
+GROUP_BYTES = 40_000_000  # rows that one task reads, where chunks are smaller
+SEGMENT_GROUPS = 256  # groups of one graph: what a lost worker can cost
+SCAN_GROUPS = 16  # groups of rows whose targets one task scans
+_SHARE_OF_WORKER = 0.7  # of a Dask worker's limit: beyond it, Dask begins to spill and to pause
+_SHARE_OF_MACHINE = 0.6  # of the available memory, where nobody promised anything
+
+
+@dataclass(frozen=True)
+class PassTotals:
+    """What a pass (or some rounds) took; seconds are summed over workers but for `seconds`.
+
+    Parameters
+    ----------
+    seconds : float
+        Wall-clock time.
+    rows : int
+        Rows read from the store or found pinned.
+    nbytes : int
+        Encoded bytes read from the store.
+    read, decode, compute, wait, transfer : float
+        Seconds of waiting for stored bytes, decoding, computing, compute slots that stood idle,
+        and sending parameters and fetching results.
+    pinned_rows : int
+        Rows found in memory.
+    """
+
+    seconds: float
+    rows: int
+    nbytes: int
+    read: float
+    decode: float
+    compute: float
+    wait: float
+    transfer: float
+    pinned_rows: int
+
+    def __add__(self, other: PassTotals) -> PassTotals:
+        return PassTotals(*(a + b for a, b in zip(_astuple(self), _astuple(other), strict=True)))
+
+
+def _astuple(totals: PassTotals) -> tuple[Any, ...]:
+    return tuple(getattr(totals, name) for name in totals.__dataclass_fields__)
+
+
+NOTHING = PassTotals(0.0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+
+_ambient: contextvars.ContextVar[Engine | None] = contextvars.ContextVar("engine", default=None)
+
+
+class Engine:
+    """Where and within what memory fits run; ambient like a Dask client.
+
+    Parameters
+    ----------
+    client : distributed.Client, Runner or None, default=None
+        A Dask client; or `daskdml.engine.Threads(n)` or `daskdml.engine.Inline()`. None means
+        the current Dask client if there is one, else threads in this process. Data that is
+        already in this process's memory (NumPy, pandas) is always worked on by its threads.
+    memory_limit : int or str or None, default=None
+        A promise per worker process ("4GB"): resident bytes that a fit will not exceed. A fit
+        that cannot keep it is refused before it starts. None means 70 % of what Dask lets its
+        workers use, or 60 % of the machine's available memory for threads.
+    callbacks : sequence of Callback, default=()
+        Told of each event, in order, on the client.
+
+    Examples
+    --------
+    >>> import daskdml, numpy as np
+    >>> X, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 0, 1, 1])
+    >>> events = []
+    >>> with daskdml.Engine(memory_limit="2GB", callbacks=[events.append]):
+    ...     _ = daskdml.LogisticRegression().fit(X, y)
+    >>> type(events[0]).__name__
+    'FitStart'
+    """
+
+    def __init__(
+        self,
+        client: Any = None,
+        memory_limit: int | str | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.client = client
+        self.memory_limit = None if memory_limit is None else int(parse_bytes(memory_limit))
+        self.callbacks = tuple(callbacks)
+        self._entered: list[contextvars.Token[Engine | None]] = []
+
+    def __repr__(self) -> str:
+        return f"Engine(client={self.client!r}, memory_limit={self.memory_limit})"
+
+    def __enter__(self) -> Engine:
+        self._entered.append(_ambient.set(self))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        _ambient.reset(self._entered.pop())
+
+    @classmethod
+    def current(cls) -> Engine:
+        """The innermost engine of a ``with`` block, or a default one."""
+        return _ambient.get() or cls()
+
+    def runner(self, in_memory: bool) -> Runner:
+        """What will execute graphs over data that is, or is not, in this process's memory."""
+        client = self.client
+        if client is not None and not hasattr(client, "scheduler_info"):
+            return client  # type: ignore[no-any-return]
+        if in_memory:
+            return Threads()
+        client = client or global_client()
+        return Threads() if client is None else Cluster(client)
+
+    def open(self, source: Source, needs: Needs) -> Data:
+        """Plan a fit over a source; refuses what the memory promise does not allow.
+
+        Raises
+        ------
+        MemoryError
+            If the promise is too small; states the smallest limit that would do.
+        """
+        return Data(self, source, needs)
+
+    def tell(self, event: Event) -> None:
+        """Tell the callbacks."""
+        emit(self.callbacks, event)
+
+
+class Data:
+    """A source opened by an engine: the groups of its rows, and passes over them.
+
+    Use as a context manager: leaving it forgets the pinned blocks.
+    """
+
+    def __init__(self, engine: Engine, source: Source, needs: Needs) -> None:
+        self.engine = engine
+        self.source = source
+        self.token = uuid.uuid4().hex[:12]
+        self.runner = engine.runner(source.in_memory)
+        self.groups = _groups(source)
+        self.totals = NOTHING
+        self.passes = 0
+        self._where: dict[int, str] = {}
+        self._names: set[str] = set()
+        self.require(needs)
+
+    def __enter__(self) -> Data:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._where:
+            self.runner.forget(self.token)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the source."""
+        return self.source.n_rows
+
+    def require(self, needs: Needs) -> None:
+        """Plan again for what a solver holds; raises MemoryError where it is too much."""
+        self.plan = self._plan(needs)
+
+    def _plan(self, needs: Needs) -> MemoryPlan:
+        workers = self.runner.workers()
+        limits = [w.limit for w in workers if w.limit]
+        promise = self.engine.memory_limit
+        if limits:
+            share = int(_SHARE_OF_WORKER * min(limits))
+            promise = share if promise is None else min(promise, share)
+        if promise is None:
+            promise = int(_SHARE_OF_MACHINE * psutil.virtual_memory().available)
+            promise += max(w.baseline for w in workers)
+        held = not self.source.in_memory
+        plan = MemoryPlan(
+            limit=promise,
+            baseline=max(w.baseline for w in workers),
+            block=max(g.rows for g in self.groups) * self.source.row_nbytes if held else 0,
+            encoded=_largest_chunk(self.source) if held else 0,
+            threads=max(w.threads for w in workers),
+            prefetch=1 if held else 0,
+            needs=needs,
+        )
+        return fit_plan(plan)
+
+    def map_reduce(
+        self,
+        fn: Callable[[Any], Any],
+        label: str,
+        groups: Sequence[Group] | None = None,
+        parts: tuple[str, ...] = tasks.ALL_PARTS,
+    ) -> tuple[Any, PassTotals]:
+        """Sum of ``fn(block)`` over groups, in a tree whose shape depends on the data alone.
+
+        Parameters
+        ----------
+        fn : callable
+            Block -> a value that can be added. Must be picklable.
+        label : str
+            Name of the pass, as on the dashboard.
+        groups : sequence of Group or None
+            None means all.
+        parts : tuple of str
+            What of each block is read.
+
+        Returns
+        -------
+        value, totals
+        """
+        groups = self.groups if groups is None else groups
+        self._start(label, groups)
+        value, totals = None, NOTHING
+        for segment in _batched(groups, SEGMENT_GROUPS):
+            workers = self.runner.workers() if len(segment) > 1 else None
+            lanes, places = self._lanes(segment, workers)
+            read = self._read(parts)
+            graph = pass_graph(fit_name(label), read, lanes, fn, self.plan.prefetch)
+            (part,), spent = self._run(graph, places, label)
+            value = part.value if value is None else value + part.value
+            totals = totals + spent
+        self.totals = self.totals + totals
+        return value, totals
+
+    def leave_out(self, totals: PassTotals) -> None:
+        """Do not count the rows of a pass that read no rows of X."""
+        self.totals = replace(self.totals, rows=self.totals.rows - totals.rows)
+
+    def rounds(
+        self,
+        schedule: Sequence[Sequence[Group | None]],
+        states: Sequence[Any],
+        local: Callable[..., Any],
+        merge: Callable[..., Any],
+        label: str,
+    ) -> tuple[list[Any], PassTotals]:
+        """Rounds of local work from ``states`` (the last s + 1, oldest first); see `rounds_graph`.
+
+        Returns
+        -------
+        states : list
+            The last s + 1 states after the rounds.
+        totals : PassTotals
+        """
+        self._start(label, [g for row in schedule for g in row if g is not None])
+        totals, states = NOTHING, list(states)
+        replicas = max(len(row) for row in schedule)
+        for segment in _batched(schedule, max(1, SEGMENT_GROUPS // replicas)):
+            workers = self.runner.workers()
+            slots = [w.name for w in workers for _ in range(w.threads)]
+            places = [slots[k * len(slots) // replicas % len(slots)] for k in range(replicas)]
+            read = self._read(tasks.ALL_PARTS)
+            graph = rounds_graph(
+                fit_name(label), read, segment, states, local, merge, self.plan.prefetch
+            )
+            ended, spent = self._run(graph, places, label)
+            states = ([*states, *(p.value for p in ended)])[-len(states) :]
+            totals = totals + spent
+        self.totals = self.totals + totals
+        return states, totals
+
+    def _start(self, label: str, groups: Sequence[Group]) -> None:
+        nbytes = sum(g.rows for g in groups) * self.source.row_nbytes
+        self.engine.tell(PassStart(label, self.passes, len(groups), nbytes))
+
+    def end_pass(
+        self, label: str, totals: PassTotals, objective: float | None = None,
+        gap: float | None = None, relative: float | None = None,
+    ) -> None:  # fmt: skip
+        """Tell that a pass ended, with what the solver made of it."""
+        t = totals
+        self.engine.tell(
+            PassEnd(
+                label, self.passes, t.seconds, objective, gap, relative, t.nbytes,
+                t.read, t.decode, t.compute, t.wait, t.transfer,
+            )  # fmt: skip
+        )
+        self.passes += 1
+
+    def _read(self, parts: tuple[str, ...]) -> tasks.Read:
+        pins = not self.source.in_memory and "X" in parts
+        budget = self.plan.pinned if pins else 0
+        return tasks.Read(self.source, parts, self.token, budget)
+
+    def _lanes(
+        self, groups: Sequence[Group], workers: list[Worker] | None
+    ) -> tuple[list[list[Group]], list[str]]:
+        """Groups of each compute slot; a pinned group stays with the worker that holds it."""
+        workers = workers or self.runner.workers()
+        places = [w.name for w in workers for _ in range(w.threads)]
+        self._note_changes({w.name for w in workers})
+        lanes: list[list[Group]] = [[] for _ in places]
+        free = []
+        for group in groups:
+            home = self._where.get(group.index)
+            at_home = [k for k, place in enumerate(places) if place == home]
+            if at_home:
+                min((lanes[k] for k in at_home), key=len).append(group)
+            else:
+                free.append(group)
+        for group in free:
+            min(lanes, key=len).append(group)
+        return [sorted(lane, key=lambda g: g.index) for lane in lanes], places
+
+    def _note_changes(self, names: set[str]) -> None:
+        if self._names and names != self._names:
+            for name in sorted(self._names - names):
+                self.engine.tell(Message(f"The worker {name} is gone; others do its work."))
+            for name in sorted(names - self._names):
+                self.engine.tell(Message(f"The worker {name} joined."))
+        self._names = names
+
+    def _run(self, graph: Any, places: Sequence[str], label: str) -> tuple[list[Any], PassTotals]:
+        seen: set[int] = set()
+        began = time.time()
+
+        def told(record: tasks.BlockRecord) -> None:
+            if record.token == self.token and record.index not in seen:
+                seen.add(record.index)
+                self._block_end(label, record)
+
+        try:
+            ended = self.runner.run(graph, places, told)
+        except DataError as error:
+            raise ValueError(self._explain(error)) from None
+        stopped = time.time()
+        records = ended[-1].records
+        for record in records:
+            told(record)
+            if record.pinned:
+                self._where[record.index] = record.worker
+        return ended, _totals(records, began, stopped, len(places))
+
+    def _block_end(self, label: str, r: tasks.BlockRecord) -> None:
+        nbytes = r.rows * self.source.row_nbytes
+        self.engine.tell(
+            BlockEnd(
+                label, self.passes, r.rows, nbytes, r.worker, r.load_began, r.ended,
+                r.read, r.decode, r.compute,
+            )  # fmt: skip
+        )
+
+    def _explain(self, error: DataError) -> str:
+        where = f"first in row {error.row}"
+        if error.column is not None:
+            names = self.source.feature_names
+            name = f" ({names[error.column]!r})" if names is not None else ""
+            where += f", column {error.column}{name}"
+        return f"{error.what}: {where} of {self.source.name}; mend or leave out such rows before fit"
+
+
+def _totals(
+    records: Iterable[tasks.BlockRecord], began: float, stopped: float, slots: int
+) -> PassTotals:
+    records = list(records)
+    compute = sum(r.compute for r in records)
+    first = min((r.load_began for r in records), default=began)
+    last = max((r.ended for r in records), default=stopped)
+    return PassTotals(
+        seconds=stopped - began,
+        rows=sum(r.rows for r in records),
+        nbytes=sum(r.nbytes for r in records),
+        read=sum(r.read for r in records),
+        decode=sum(r.decode for r in records),
+        compute=compute,
+        wait=max(0.0, slots * (stopped - began) - compute),
+        transfer=max(0.0, first - began) + max(0.0, stopped - last),
+        pinned_rows=sum(r.rows for r in records if r.nbytes == 0 and r.pinned),
+    )
+
+
+def _largest_chunk(source: Source) -> int:
+    bounds = source.chunk_bounds
+    return max(b - a for a, b in zip(bounds, bounds[1:], strict=False)) * source.row_nbytes
+
+
+def _groups(source: Source) -> tuple[Group, ...]:
+    bounds = source.chunk_bounds
+    if source.in_memory:  # rows can be cut anywhere
+        rows = max(1, GROUP_BYTES // max(1, source.row_nbytes))
+        bounds = (*range(0, source.n_rows, rows), source.n_rows)
+    return group_rows(bounds, source.row_nbytes, GROUP_BYTES)
+
+
+def _batched(items: Sequence[Any], n: int) -> Iterator[list[Any]]:
+    it = iter(items)
+    while batch := list(islice(it, n)):
+        yield batch
+
+
+def scan_groups(groups: Sequence[Group]) -> list[Group]:
+    """Fewer, longer groups, for passes that read the targets alone."""
+    return [
+        Group(i, batch[0].start, batch[-1].stop)
+        for i, batch in enumerate(_batched(groups, SCAN_GROUPS))
+    ]
+
+
+__all__ = ["Data", "Engine", "Inline", "PassTotals", "Threads", "scan_groups"]

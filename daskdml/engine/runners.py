@@ -1,0 +1,238 @@
+"""Who executes a graph: threads of this process, this thread, or a Dask cluster.
+
+A runner is one small protocol; nothing above this file knows which one it has.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import dask
+import dask.callbacks
+import dask.threaded
+import psutil
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+
+from daskdml.engine import tasks
+from daskdml.engine.cache import PINNED
+from daskdml.engine.graphs import Graph
+from daskdml.engine.place import TOPIC
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process that runs tasks.
+
+    Parameters
+    ----------
+    name : str
+        Its address ("" for this process).
+    threads : int
+        Compute slots.
+    limit : int
+        Bytes that Dask lets it use; 0 where there is no limit.
+    baseline : int
+        Resident bytes now.
+    """
+
+    name: str
+    threads: int
+    limit: int
+    baseline: int
+
+
+Told = Callable[[tasks.BlockRecord], None]
+
+
+class Runner(Protocol):
+    """Executes graphs."""
+
+    dashboard_link: str | None
+
+    def workers(self) -> list[Worker]:
+        """The processes there are now."""
+
+    def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
+        """Results of the graph's wanted keys; `places[lane]` is the worker a lane should run on."""
+
+    def forget(self, token: str) -> None:
+        """Drop a fit's pinned blocks everywhere."""
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process, in bytes."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def make_ready() -> int:
+    """Import what tasks need, so that the baseline counts it; returns the resident bytes."""
+    import daskdml.io.dataset
+    import daskdml.kernels.linear
+    import daskdml.kernels.sgd  # noqa: F401
+
+    return resident_bytes()
+
+
+class Inline:
+    """Runs every task in the calling thread, in Dask's order."""
+
+    dashboard_link: str | None = None
+
+    def workers(self) -> list[Worker]:
+        """This process, with one slot."""
+        return [Worker("", 1, 0, resident_bytes())]
+
+    def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
+        """Results of the wanted keys."""
+        with _Listener(told):
+            return list(self._get(graph))
+
+    def _get(self, graph: Graph) -> Any:
+        return dask.get(graph.tasks, graph.wanted)
+
+    def forget(self, token: str) -> None:
+        """Drop a fit's pinned blocks."""
+        PINNED.drop(token)
+
+
+class Threads(Inline):
+    """Runs tasks on threads of this process: so many compute, others read ahead.
+
+    Parameters
+    ----------
+    n : int or None
+        Compute slots; None means the number of cores this process may use.
+    """
+
+    def __init__(self, n: int | None = None) -> None:
+        self.n = n or len(os.sched_getaffinity(0))
+
+    def workers(self) -> list[Worker]:
+        """This process, with n slots."""
+        return [Worker("", self.n, 0, resident_bytes())]
+
+    def _get(self, graph: Graph) -> Any:
+        readers = ThreadPoolExecutor(3 * self.n, thread_name_prefix="daskdml")
+        with readers as pool, tasks.compute_slots(self.n):
+            return dask.threaded.get(graph.tasks, graph.wanted, pool=pool)
+
+
+class _Listener(dask.callbacks.Callback):  # type: ignore[misc]
+    """Tells of each block that a scheduler of this process has finished."""
+
+    def __init__(self, told: Told) -> None:
+        super().__init__(posttask=self._posttask)
+        self._told = told
+
+    def _posttask(self, key: Any, value: Any, dsk: Any, state: Any, worker_id: Any) -> None:
+        is_block = isinstance(value, tasks.Part) and len(value.records) == 1
+        if is_block and isinstance(key, tuple) and not key[0].endswith(("-sum", "-state")):
+            self._told(value.records[0])
+
+
+class Cluster:
+    """Runs tasks on a Dask cluster.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        A synchronous client.
+
+    Raises
+    ------
+    TypeError
+        If the client is asynchronous.
+    RuntimeError
+        If it has no workers.
+    """
+
+    def __init__(self, client: Any) -> None:
+        if client.asynchronous:
+            raise TypeError(
+                "this Dask client is asynchronous, and fit waits for its result; use "
+                "Client(..., asynchronous=False), or call fit in another thread"
+            )
+        self.client = client
+        self._ready: set[str] = set()
+
+    @property
+    def dashboard_link(self) -> str | None:
+        """Address of the cluster's dashboard."""
+        return str(self.client.dashboard_link) if "dashboard" in self._services() else None
+
+    def _services(self) -> dict[str, Any]:
+        return self.client.scheduler_info(n_workers=-1).get("services", {})
+
+    def workers(self) -> list[Worker]:
+        """The cluster's workers now, in the order of their addresses."""
+        known = self.client.scheduler_info(n_workers=-1)["workers"]
+        new = [w for w in known if w not in self._ready]
+        if new:
+            self.client.run(make_ready, workers=new, on_error="ignore")
+            self._ready.update(new)
+        resident = self.client.run(resident_bytes, on_error="ignore")
+        found = [
+            Worker(w, int(i["nthreads"]), int(i["memory_limit"] or 0), int(resident[w]))
+            for w, i in sorted(known.items())
+            if w in resident
+        ]
+        if not found:
+            raise RuntimeError(
+                f"the Dask cluster at {self.client.scheduler.address} has no workers; start some "
+                "(cluster.scale(2)) before fit"
+            )
+        return found
+
+    def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
+        """Results of the wanted keys; the calling thread hears of finished blocks meanwhile."""
+        heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.client.subscribe_topic(TOPIC, lambda event: heard.put(event[1]))
+        futures = self.client.get(_layers(graph, places), graph.wanted, sync=False)
+        finished = threading.Event()
+        futures[-1].add_done_callback(lambda _: (finished.set(), heard.put(None)))
+        try:
+            while not finished.is_set():
+                record = heard.get()
+                if record is not None:
+                    told(record)
+            return list(self.client.gather(futures))
+        except BaseException:
+            self.client.cancel(futures, force=True)
+            raise
+        finally:
+            self.client.unsubscribe_topic(TOPIC)
+
+    def forget(self, token: str) -> None:
+        """Drop a fit's pinned blocks on every worker."""
+        self.client.run(drop_pinned, token, on_error="ignore")
+
+
+def drop_pinned(token: str) -> None:
+    """Forget a fit's pinned blocks in this process."""
+    PINNED.drop(token)
+
+
+def _layers(graph: Graph, places: Sequence[str]) -> HighLevelGraph:
+    """The graph with each lane's tasks bound, loosely, to its worker."""
+    bound: dict[str, dict[Any, Any]] = {}
+    free: dict[Any, Any] = {}
+    for key, task in graph.tasks.items():
+        lane = graph.lane_of.get(key)
+        (free if lane is None else bound.setdefault(places[lane], {}))[key] = task
+    layers = {"free": MaterializedLayer(free)}
+    for place, part in bound.items():
+        annotations = {"workers": [place], "allow_other_workers": True}
+        layers[place] = MaterializedLayer(part, annotations=annotations)
+    return HighLevelGraph(layers, {name: set(layers) - {name} for name in layers})
+
+
+def fit_name(label: str) -> str:
+    """A prefix for the keys of one graph, readable on the dashboard and never used before."""
+    return f"{label}-{uuid.uuid4().hex[:12]}"

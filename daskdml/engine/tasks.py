@@ -1,0 +1,188 @@
+"""What runs inside a task: load a block, compute on it, combine results. Pure and idempotent."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import threadpoolctl
+
+from daskdml.engine.cache import PINNED
+from daskdml.engine.place import leave_slot, tell, worker_name
+from daskdml.kernels.block import Block
+from daskdml.kernels.targets import DataError
+
+if TYPE_CHECKING:
+    from daskdml.io.sources import Source
+
+ALL_PARTS = ("X", "y", "sample_weight")
+
+
+@dataclass(frozen=True)
+class Read:
+    """How a block is to be read: from where, which of its parts, and how much may stay pinned."""
+
+    source: Source
+    parts: tuple[str, ...] = ALL_PARTS
+    token: str = ""
+    budget: int = 0
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """What one block took: where, when (seconds since the epoch) and for how long (seconds)."""
+
+    token: str
+    index: int
+    rows: int
+    nbytes: int
+    worker: str
+    pinned: bool
+    load_began: float
+    load_ended: float
+    read: float
+    decode: float
+    began: float = 0.0
+    ended: float = 0.0
+    compute: float = 0.0
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A block in memory and what it took to get it there."""
+
+    block: Block
+    record: BlockRecord
+
+
+@dataclass(frozen=True)
+class Part:
+    """A result and the records of the blocks it came from."""
+
+    value: Any
+    records: tuple[BlockRecord, ...]
+
+
+class _OneBlasThread:
+    """Holds BLAS to one thread while any task computes, and then gives back what was set."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._controller: threadpoolctl.ThreadpoolController | None = None
+        self._inside = 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                if self._controller is None:
+                    self._controller = threadpoolctl.ThreadpoolController()
+                self._limit = self._controller.limit(limits=1, user_api="blas")
+
+    def __exit__(self, *exc: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limit.restore_original_limits()
+
+
+ONE_BLAS_THREAD = _OneBlasThread()
+_slots: threading.Semaphore | None = None
+
+
+@contextmanager
+def compute_slots(n: int) -> Iterator[None]:
+    """Let at most n tasks compute at a time in this process (loads hold no slot)."""
+    global _slots
+    before, _slots = _slots, threading.Semaphore(n)
+    try:
+        yield
+    finally:
+        _slots = before
+
+
+def load(how: Read, index: int, start: int, stop: int, *gate: Any) -> Loaded:
+    """Rows start..stop of a source; holds no compute slot of a Dask worker while it reads.
+
+    `gate` only orders this task after the results it names.
+    """
+    began = time.time()
+    if how.budget:
+        kept = PINNED.get(how.token, index)
+        if kept is not None:
+            record = BlockRecord(
+                how.token, index, stop - start, 0, worker_name(), True, began, began, 0.0, 0.0
+            )  # fmt: skip
+            return Loaded(kept, record)
+    if not how.source.in_memory:
+        leave_slot()
+    block, stats = how.source.read(start, stop, how.parts)
+    pinned = bool(how.budget) and PINNED.offer(how.token, index, block, block.nbytes, how.budget)
+    record = BlockRecord(
+        how.token, index, stop - start, stats.nbytes, worker_name(), pinned, began, time.time(),
+        stats.read_seconds, stats.decode_seconds,
+    )  # fmt: skip
+    return Loaded(block, record)
+
+
+def assemble(
+    token: str, index: int, rows: int, dtype: Any, arrays: list[list[Any]], *gate: Any
+) -> Loaded:
+    """A block from arrays that other tasks made (Dask arrays): X's, y's and the weights'."""
+    now = time.time()
+    X, y, w = (_join(a) for a in arrays)
+    block = Block(np.ascontiguousarray(X, dtype=dtype), y, w)
+    record = BlockRecord(token, index, rows, 0, worker_name(), False, now, time.time(), 0.0, 0.0)
+    return Loaded(block, record)
+
+
+def _join(arrays: list[Any]) -> Any:
+    if not arrays:
+        return None
+    return np.asarray(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def compute(fn: Callable[[Block], Any], loaded: Loaded, start: int) -> Part:
+    """Result of one block, with the time it took; a `DataError`'s row counts from row 0."""
+    began = time.time()
+    with _slots or threading.Lock(), ONE_BLAS_THREAD:
+        tick = time.perf_counter()
+        value = on_rows(fn, start, loaded.block)
+    seconds = time.perf_counter() - tick
+    record = replace(loaded.record, began=began, ended=time.time(), compute=seconds)
+    tell(record)
+    return Part(value, (record,))
+
+
+def on_rows(fn: Callable[..., Any], start: int, *args: Any) -> Any:
+    """``fn(*args)``, whose `DataError` is told in rows of the whole data set."""
+    try:
+        return fn(*args)
+    except DataError as error:
+        raise DataError(error.what, start + error.row, error.column) from None
+
+
+def combine(*parts: Part) -> Part:
+    """Sum of results, from left to right."""
+    records = tuple(r for p in parts for r in p.records)
+    return Part(reduce(add, (p.value for p in parts)), records)
+
+
+def local_round(rules: tuple[Any, Any], base: Part, loaded: Loaded, group: Any, t: int, k: int) -> Part:
+    """Local work of replica k in round t, from the state it may know."""
+    local = rules[0]
+    return compute(lambda block: local(base.value, block, group, t, k), loaded, group.start)
+
+
+def merge_round(rules: tuple[Any, Any], before: Part, base: Part, *parts: Part) -> Part:
+    """The state after a round, and the records of all blocks since the graph's first round."""
+    state = rules[1](before.value, base.value, [p.value for p in parts])
+    return Part(state, before.records + tuple(r for p in parts for r in p.records))

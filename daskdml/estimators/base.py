@@ -1,0 +1,158 @@
+"""What every linear estimator shares: input of any kind, fitted attributes, lazy prediction."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from daskdml.io.dataset import Dataset
+from daskdml.io.sources import Source, as_source
+from daskdml.kernels.linear import scores
+from daskdml.kernels.targets import LabelSummary
+
+
+def is_out_of_core(X: Any) -> bool:
+    """Whether X is a Dataset, a URL, a Zarr array or a Dask collection, rather than in memory."""
+    if isinstance(X, (Dataset, str, os.PathLike)):
+        return True
+    module = type(X).__module__.split(".")[0]
+    return module in {"dask", "zarr", "dask_expr"}
+
+
+class LinearEstimator(BaseEstimator):
+    """Base of the linear estimators; `_decide` turns scores (n, K) into predictions."""
+
+    coef_: np.ndarray
+    intercept_: Any
+
+    def _source(
+        self, X: Any, y: Any, sample_weight: Any, storage_options: dict[str, Any] | None
+    ) -> Source:
+        """The checked data of a fit; sets `n_features_in_` and `feature_names_in_`."""
+        if is_out_of_core(X):
+            source = as_source(X, y, sample_weight, storage_options)
+            if not source.has_y:
+                raise ValueError(
+                    f"{source.name} has no targets, which fit needs; pass y, or write the data set "
+                    "with daskdml.io.write_dataset(url, X, y)"
+                )
+            self._note_features(source)
+            return source
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None"
+            )
+        kind = self.__sklearn_tags__().estimator_type
+        X, y = validate_data(
+            self, X, y, dtype=[np.float64, np.float32], order="C", y_numeric=kind == "regressor"
+        )
+        if sample_weight is not None:
+            from sklearn.utils.validation import _check_sample_weight
+
+            sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        return as_source(X, y, sample_weight)
+
+    def _note_features(self, source: Source) -> None:
+        self.n_features_in_ = source.n_features
+        if source.feature_names is not None:
+            self.feature_names_in_ = np.asarray(source.feature_names, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+
+    def _keep(self, attributes: dict[str, Any]) -> None:
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def _check_fitted(self) -> None:
+        check_is_fitted(self)
+
+    def _copy_fitted(self, plain: Any, *names: str) -> Any:
+        """Give another estimator this one's coefficients and what scikit-learn keeps beside them."""
+        check_is_fitted(self)
+        shared = ("coef_", "intercept_", "n_iter_", "n_features_in_", "feature_names_in_", *names)
+        for name in shared:
+            if hasattr(self, name):
+                setattr(plain, name, getattr(self, name))
+        return plain
+
+    def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients (K, d) and intercepts (K,)."""
+        coef = np.atleast_2d(self.coef_)
+        return coef, np.broadcast_to(np.asarray(self.intercept_, dtype=float), (len(coef),))
+
+    def _apply(
+        self,
+        X: Any,
+        decide: Callable[[np.ndarray], np.ndarray],
+        storage_options: dict[str, Any] | None = None,
+        out: str | None = None,
+    ) -> Any:
+        """``decide(scores)`` of the rows of X, of X's kind; streamed to a Zarr array with `out`."""
+        check_is_fitted(self)
+        rows = _RowsTo(*self._matrices(), decide)
+        if not is_out_of_core(X):
+            X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32], order="C")
+            if out is None:
+                return rows(X)
+        source = as_source(X, None, None, storage_options)
+        self._check_features(source)
+        from daskdml.engine.lazy import lazy_rows, stream_rows
+
+        if out is not None:
+            return stream_rows(source, rows, out, storage_options)
+        return lazy_rows(source, rows)
+
+    def _check_features(self, source: Source) -> None:
+        if source.n_features != self.n_features_in_:
+            raise ValueError(
+                f"X has {source.n_features} features, but {type(self).__name__} is expecting "
+                f"{self.n_features_in_} features as input"
+            )
+        names = getattr(self, "feature_names_in_", None)
+        if names is not None and source.feature_names is not None:
+            if list(names) != list(source.feature_names):
+                raise ValueError(
+                    "The feature names should match those that were passed during fit: expected "
+                    f"{list(names)[:5]}..., got {list(source.feature_names)[:5]}...; reorder or "
+                    "rename the columns"
+                )
+
+
+class _RowsTo:
+    """Rows -> predictions; a picklable function of one block that needs no estimator."""
+
+    def __init__(self, coef: np.ndarray, intercept: np.ndarray, decide: Callable[..., Any]) -> None:
+        self.coef, self.intercept, self.decide = coef, np.array(intercept), decide
+
+    def __call__(self, X: np.ndarray) -> np.ndarray:
+        return np.asarray(self.decide(scores(np.ascontiguousarray(X), self.coef, self.intercept)))
+
+
+def class_factors(estimator: Any, found: LabelSummary) -> tuple[np.ndarray, np.ndarray | None]:
+    """Classes of a scan and the factors that `class_weight` gives them; at least two classes."""
+    classes = found.values
+    assert classes is not None
+    check_classification_targets(classes)
+    if len(classes) < 2:
+        raise ValueError(
+            f"This solver needs samples of at least 2 classes in the data, but the data contains "
+            f"only one class: {classes[0]!r}"
+        )
+    weight = estimator.class_weight
+    if weight is None:
+        return classes, None
+    if isinstance(weight, str):  # "balanced": as scikit-learn, from counts of rows
+        return classes, found.counts.sum() / (len(classes) * found.counts)
+    unknown = [c for c in weight if c not in set(classes.tolist())]
+    if unknown:
+        raise ValueError(
+            f"class_weight names the class {unknown[0]!r}, which the data does not have; "
+            f"its classes are {classes.tolist()}"
+        )
+    return classes, np.array([float(weight.get(c, 1.0)) for c in classes.tolist()])

@@ -1,0 +1,405 @@
+"""The one place where X meets a loss: a block of rows -> the statistics of a linear model.
+
+A linear model's scores are ``z = b + ((x - center) / scale) . w``.  The shift and the scale are an
+exact change of variables (`Coordinates`), not a change of the problem: they keep sums well
+conditioned when columns differ by orders of magnitude or have a large mean.
+
+Every sum is taken in float64 whatever the dtype of ``X``; rows are read in slabs that stay in
+cache, so that float32 data is never copied to float64 whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numba import njit
+
+from daskdml.kernels.block import Block
+from daskdml.kernels.losses import Loss, Multinomial, curvature, slope, value
+
+SLAB_ROWS = 1024
+_FAST = {"reassoc", "contract", "nsz", "arcp"}
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Shift and scale of the features: ``(x - center) / scale``.
+
+    Parameters
+    ----------
+    center, scale : ndarray of shape (d,), float64
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> c = Coordinates(center=np.array([2.0]), scale=np.array([4.0]))
+    >>> coef, intercept = c.to_original(np.array([[8.0]]), np.array([1.0]))
+    >>> coef, intercept
+    (array([[2.]]), array([-3.]))
+    """
+
+    center: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def identity(cls, d: int) -> Coordinates:
+        """Coordinates that leave the features as they are."""
+        return cls(np.zeros(d), np.ones(d))
+
+    def to_original(self, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients (K, d) and intercepts (K,) on the features as they are stored."""
+        coef = w / self.scale
+        return coef, b - coef @ self.center
+
+    def from_original(self, coef: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The inverse of `to_original`."""
+        return coef * self.scale, b + coef @ self.center
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number of rows, column means and sums of squared deviations (Chan et al. 1983).
+
+    Parameters
+    ----------
+    n : float
+    mean, m2 : ndarray of shape (d,), float64
+    """
+
+    n: float
+    mean: np.ndarray
+    m2: np.ndarray
+
+    def __add__(self, other: Moments) -> Moments:
+        n = self.n + other.n
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.n / n)
+        return Moments(n, mean, self.m2 + other.m2 + delta**2 * (self.n * other.n / n))
+
+    def coordinates(self, center: bool) -> Coordinates:
+        """Standardising coordinates; a column that is constant here keeps its scale."""
+        second = self.m2 / self.n + (0.0 if center else self.mean**2)
+        scale = np.sqrt(second)
+        tiny = np.abs(self.mean) * 1e-12
+        scale = np.where((scale > tiny) & np.isfinite(scale), scale, np.maximum(np.abs(self.mean), 1e-300))
+        scale = np.where(scale > 1e-290, scale, 1.0)
+        return Coordinates(self.mean if center else np.zeros_like(self.mean), scale)
+
+
+@dataclass(frozen=True)
+class LinearStats:
+    """Sums over rows of a linear model's loss and its derivatives; they add.
+
+    Parameters
+    ----------
+    n : float
+        Rows.
+    weight : float
+        Sum of the rows' weights.
+    loss : float
+        Sum of weight * loss.
+    slope : float
+        Sum of weight * abs(slope), summed over outputs: the scale of the gradient's round-off.
+    rising, falling : ndarray of shape (P,)
+        The gradient's part from rows of positive and from rows of negative slope; ``P = K * (d + 1)``
+        parameters in the order (output, feature), each output's intercept last. For K > 1 the
+        whole gradient is in `rising`.
+    rising_weight, falling_weight : float
+        Sums of weight * slope over the same rows (K = 1).
+    rising_dual, falling_dual : float
+        Sums of weight * conjugate(slope) over the same rows (K = 1).
+    row_norm2 : float
+        Largest squared norm of a row in the model's coordinates, the intercept's 1 included.
+    line : ndarray of shape (n_steps,)
+        Sum of weight * loss at each step length tried along the direction.
+    hessian : ndarray of shape (P, P) or None
+    """
+
+    n: float
+    weight: float
+    loss: float
+    slope: float
+    rising: np.ndarray
+    falling: np.ndarray
+    rising_weight: float
+    falling_weight: float
+    rising_dual: float
+    falling_dual: float
+    row_norm2: float
+    line: np.ndarray
+    hessian: np.ndarray | None
+
+    @property
+    def gradient(self) -> np.ndarray:
+        """Sum of weight * gradient of the loss, shape (P,)."""
+        return self.rising + self.falling
+
+    def __add__(self, other: LinearStats) -> LinearStats:
+        out = {}
+        for f in fields(self):
+            a, b = getattr(self, f.name), getattr(other, f.name)
+            out[f.name] = max(a, b) if f.name == "row_norm2" else (None if a is None else a + b)
+        return LinearStats(**out)
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _scores(X, center, v, b, z):  # type: ignore[no-untyped-def]
+    """z[i] = b + (x[i] - center) . v, in float64."""
+    n, d = X.shape
+    for i in range(n):
+        s = 0.0
+        for j in range(d):
+            s += (np.float64(X[i, j]) - center[j]) * v[j]
+        z[i] = b + s
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _largest_norm2(X, center, inverse):  # type: ignore[no-untyped-def]
+    """Largest squared norm of (x - center) * inverse over the rows."""
+    n, d = X.shape
+    largest = 0.0
+    for i in range(n):
+        s = 0.0
+        for j in range(d):
+            t = (np.float64(X[i, j]) - center[j]) * inverse[j]
+            s += t * t
+        largest = max(largest, s)
+    return largest
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _add_rows(X, center, c, g):  # type: ignore[no-untyped-def]
+    """g += sum over i of c[i] * (x[i] - center); returns the sum of c."""
+    n, d = X.shape
+    total = 0.0
+    i = 0
+    while i + 4 <= n:
+        c0, c1, c2, c3 = c[i], c[i + 1], c[i + 2], c[i + 3]
+        c4 = c0 + c1 + c2 + c3
+        for j in range(d):
+            g[j] += (
+                c0 * np.float64(X[i, j])
+                + c1 * np.float64(X[i + 1, j])
+                + c2 * np.float64(X[i + 2, j])
+                + c3 * np.float64(X[i + 3, j])
+                - c4 * center[j]
+            )
+        total += c4
+        i += 4
+    while i < n:
+        for j in range(d):
+            g[j] += c[i] * (np.float64(X[i, j]) - center[j])
+        total += c[i]
+        i += 1
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _slopes(code, param, y, z, s, rising, falling, sums):  # type: ignore[no-untyped-def]
+    """Weighted slopes, apart by their sign; adds to sums = (weight, loss, |slope|, duals)."""
+    for i in range(z.shape[0]):
+        loss = value(code, param, y[i], z[i])
+        a = slope(code, param, y[i], z[i])
+        dual = s[i] * (a * z[i] - loss)
+        sums[0] += s[i]
+        sums[1] += s[i] * loss
+        if a >= 0.0:
+            rising[i], falling[i] = s[i] * a, 0.0
+            sums[2] += s[i] * a
+            sums[3] += dual
+        else:
+            rising[i], falling[i] = 0.0, s[i] * a
+            sums[2] -= s[i] * a
+            sums[4] += dual
+
+
+@njit(cache=True, nogil=True)
+def _losses(code, param, y, z, s):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for i in range(z.shape[0]):
+        total += s[i] * value(code, param, y[i], z[i])
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _curved_rows(code, param, X, center, inverse, y, z, s, out):  # type: ignore[no-untyped-def]
+    """out[i] = sqrt(s * curvature) * ((x - center) * inverse, 1)."""
+    n, d = X.shape
+    for i in range(n):
+        r = np.sqrt(s[i] * curvature(code, param, y[i], z[i]))
+        for j in range(d):
+            out[i, j] = r * ((np.float64(X[i, j]) - center[j]) * inverse[j])
+        out[i, d] = r
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _standard_rows(X, center, inverse, out):  # type: ignore[no-untyped-def]
+    """out[i] = ((x - center) * inverse, 1)."""
+    n, d = X.shape
+    for i in range(n):
+        for j in range(d):
+            out[i, j] = (np.float64(X[i, j]) - center[j]) * inverse[j]
+        out[i, d] = 1.0
+
+
+@njit(cache=True, nogil=True)
+def _column_moments(X, shift, total, square):  # type: ignore[no-untyped-def]
+    n, d = X.shape
+    for i in range(n):
+        for j in range(d):
+            t = np.float64(X[i, j]) - shift[j]
+            total[j] += t
+            square[j] += t * t
+
+
+def moments(block: Block) -> Moments:
+    """Means and squared deviations of a block's columns, shifted by its first row.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> moments(Block(np.array([[1.0], [3.0]]), None, None)).mean
+    array([2.])
+    """
+    X = block.X
+    n, d = X.shape
+    shift = X[0].astype(np.float64)
+    total, square = np.zeros(d), np.zeros(d)
+    _column_moments(X, shift, total, square)
+    return Moments(float(n), shift + total / n, np.maximum(square - total**2 / n, 0.0))
+
+
+def scores(X: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+    """Scores of a linear model on rows as they are stored.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+    coef : ndarray of shape (K, d)
+    intercept : ndarray of shape (K,)
+
+    Returns
+    -------
+    ndarray of shape (n, K), float64
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> scores(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]]), np.array([0.5]))
+    array([[11.5]])
+    """
+    z = np.empty((X.shape[0], coef.shape[0]))
+    center = np.zeros(X.shape[1])
+    for k in range(coef.shape[0]):
+        _scores(X, center, np.ascontiguousarray(coef[k], dtype=np.float64), intercept[k], z[:, k])
+    return z
+
+
+@dataclass(frozen=True)
+class LinearPass:
+    """What one pass computes of a linear model at one point; call it on a prepared block.
+
+    Parameters
+    ----------
+    loss : Loss
+    coordinates : Coordinates
+    theta : ndarray of shape (K, d + 1), float64
+        Coefficients in `coordinates`, each output's intercept last.
+    direction : ndarray of shape (K, d + 1) or None
+        A direction along which the loss is also taken.
+    steps : tuple of float
+        ``theta + step * direction`` are the further points of the line.
+    hessian_dtype : numpy dtype or None
+        None: no Hessian. float32: products of rows in float32 (float32 data only), their slabs'
+        sums in float64. float64: all in float64.
+    """
+
+    loss: Loss
+    coordinates: Coordinates
+    theta: np.ndarray
+    direction: np.ndarray | None = None
+    steps: tuple[float, ...] = ()
+    hessian_dtype: type | None = None
+
+    def __call__(self, X: np.ndarray, y: np.ndarray, s: np.ndarray) -> LinearStats:
+        """Statistics of rows X (n, d), encoded targets y (n,) and weights s (n,)."""
+        if isinstance(self.loss, Multinomial):
+            return self._many_outputs(X, y, s)
+        return self._one_output(X, y, s)
+
+    def _one_output(self, X: np.ndarray, y: np.ndarray, s: np.ndarray) -> LinearStats:
+        code, param = self.loss.code, self.loss.param
+        center, inverse = self.coordinates.center, 1.0 / self.coordinates.scale
+        d = X.shape[1]
+        w, b = self.theta[0, :d], self.theta[0, d]
+        rising, falling, sums = np.zeros(d + 1), np.zeros(d + 1), np.zeros(5)
+        line = np.zeros(len(self.steps))
+        hessian = None if self.hessian_dtype is None else np.zeros((d + 1, d + 1))
+        rows = np.empty((SLAB_ROWS, d + 1), self.hessian_dtype) if hessian is not None else None
+        z, up, down = np.empty(SLAB_ROWS), np.empty(SLAB_ROWS), np.empty(SLAB_ROWS)
+        weights, largest = np.zeros(2), 0.0
+        for start in range(0, X.shape[0], SLAB_ROWS):
+            Xs, ys, ss = (a[start : start + SLAB_ROWS] for a in (X, y, s))
+            m = Xs.shape[0]
+            _scores(Xs, center, w * inverse, b, z)
+            _slopes(code, param, ys, z[:m], ss, up, down, sums)
+            weights += _add_rows(Xs, center, up[:m], rising), _add_rows(Xs, center, down[:m], falling)
+            largest = max(largest, _largest_norm2(Xs, center, inverse))
+            if rows is not None and hessian is not None:
+                _curved_rows(code, param, Xs, center, inverse, ys, z[:m], ss, rows)
+                hessian += rows[:m].T @ rows[:m]
+            if self.direction is not None:
+                along = up
+                _scores(Xs, center, self.direction[0, :d] * inverse, self.direction[0, d], along)
+                for k, t in enumerate(self.steps):
+                    line[k] += _losses(code, param, ys, z[:m] + t * along[:m], ss)
+        rising[:d] *= inverse
+        falling[:d] *= inverse
+        rising[d], falling[d] = weights
+        return LinearStats(
+            float(X.shape[0]), sums[0], sums[1], sums[2], rising, falling, weights[0], weights[1],
+            sums[3], sums[4], largest + 1.0, line, hessian,
+        )  # fmt: skip
+
+    def _many_outputs(self, X: np.ndarray, y: np.ndarray, s: np.ndarray) -> LinearStats:
+        loss = self.loss
+        assert isinstance(loss, Multinomial)
+        center, inverse = self.coordinates.center, 1.0 / self.coordinates.scale
+        d, K = X.shape[1], self.theta.shape[0]
+        P = K * (d + 1)
+        dtype = X.dtype if self.hessian_dtype is None else np.dtype(self.hessian_dtype)
+        T = np.empty((SLAB_ROWS, d + 1), dtype)
+        theta = np.ascontiguousarray(self.theta.T, dtype)
+        along = None if self.direction is None else np.ascontiguousarray(self.direction.T, dtype)
+        gradient, line = np.zeros((K, d + 1)), np.zeros(len(self.steps))
+        hessian = None if self.hessian_dtype is None else np.zeros((K, d + 1, K, d + 1))
+        wide = np.empty((SLAB_ROWS, K, d + 1), dtype) if hessian is not None else None
+        total, absolute, largest = 0.0, 0.0, 0.0
+        for start in range(0, X.shape[0], SLAB_ROWS):
+            Xs, ys, ss = (a[start : start + SLAB_ROWS] for a in (X, y, s))
+            m = Xs.shape[0]
+            _standard_rows(Xs, center, inverse, T)
+            z = (T[:m] @ theta).astype(np.float64)
+            total += float(ss @ loss.value(ys, z))
+            a = loss.slope(ys, z) * ss[:, None]
+            absolute += float(np.abs(a).sum())
+            gradient += a.T.astype(dtype) @ T[:m]
+            largest = max(largest, _largest_norm2(Xs, center, inverse))
+            if along is not None:
+                dz = (T[:m] @ along).astype(np.float64)
+                for k, t in enumerate(self.steps):
+                    line[k] += float(ss @ loss.value(ys, z + t * dz))
+            if hessian is not None and wide is not None:
+                p = loss.probabilities(z)
+                np.multiply((np.sqrt(ss)[:, None] * p)[:, :, None], T[:m, None, :], out=wide[:m])
+                flat = wide[:m].reshape(m, P)
+                hessian -= (flat.T @ flat).reshape(K, d + 1, K, d + 1)
+                for k in range(K):
+                    r = T[:m] * np.sqrt(ss * p[:, k])[:, None].astype(dtype)
+                    hessian[k, :, k, :] += r.T @ r
+        zero = np.zeros(P)
+        return LinearStats(
+            float(X.shape[0]), float(s.sum()), total, absolute, gradient.ravel(), zero, 0.0, 0.0,
+            0.0, 0.0, largest + 1.0, line, None if hessian is None else hessian.reshape(P, P),
+        )  # fmt: skip

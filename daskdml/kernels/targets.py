@@ -1,0 +1,139 @@
+"""From what a data set stores to what a loss takes: labels to codes, weights to float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from daskdml.kernels.block import Block
+
+
+class DataError(ValueError):
+    """Rows that a fit cannot use; `row` counts from the block's first row."""
+
+    def __init__(self, what: str, row: int, column: int | None = None) -> None:
+        super().__init__(what, row, column)
+        self.what, self.row, self.column = what, row, column
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """What a scan of the targets found; summaries add.
+
+    Parameters
+    ----------
+    values : ndarray of shape (k,) or None
+        The distinct targets (None for a regression).
+    counts, weights : ndarray of shape (k,)
+        Rows and sums of weights of each of `values` (of all rows for a regression).
+    """
+
+    values: np.ndarray | None
+    counts: np.ndarray
+    weights: np.ndarray
+
+    def __add__(self, other: LabelSummary) -> LabelSummary:
+        if self.values is None or other.values is None:
+            return LabelSummary(None, self.counts + other.counts, self.weights + other.weights)
+        values = np.union1d(self.values, other.values)
+        counts, weights = np.zeros(len(values)), np.zeros(len(values))
+        for part in (self, other):
+            at = np.searchsorted(values, part.values)
+            counts[at] += part.counts
+            weights[at] += part.weights
+        return LabelSummary(values, counts, weights)
+
+
+def row_weights(block: Block, n: int) -> np.ndarray:
+    """The block's weights, shape (n,), float64; raises `DataError` on NaN, inf or negatives."""
+    if block.sample_weight is None:
+        return np.ones(n)
+    s = np.asarray(block.sample_weight, dtype=np.float64)
+    bad = ~(np.isfinite(s) & (s >= 0))
+    if bad.any():
+        raise DataError("sample_weight is negative, NaN or infinite", int(bad.argmax()))
+    return s
+
+
+def _check_finite(y: np.ndarray) -> None:
+    if y.dtype.kind == "f":
+        bad = ~np.isfinite(y)
+        if bad.any():
+            kind = "NaN" if np.isnan(y[bad.argmax()]) else "infinity"
+            raise DataError(f"Input y contains {kind}", int(bad.argmax()))
+
+
+def summarise_labels(block: Block, classification: bool) -> LabelSummary:
+    """Distinct targets of a block with their counts and weights.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> b = Block(np.zeros((3, 0)), np.array(["b", "a", "b"]), None)
+    >>> summarise_labels(b, classification=True).counts
+    array([1., 2.])
+    """
+    assert block.y is not None
+    y = block.y
+    _check_finite(y)
+    s = row_weights(block, len(y))
+    if not classification:
+        return LabelSummary(None, np.array([float(len(y))]), np.array([s.sum()]))
+    values, at, counts = np.unique(y, return_inverse=True, return_counts=True)
+    return LabelSummary(values, counts.astype(np.float64), np.bincount(at, s, len(values)))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Turns a block's targets and weights into what losses take.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (k,) or None
+        Sorted labels; None for a regression. Two labels become -1 and +1, more their index.
+    class_weight : ndarray of shape (k,) or None
+        Factor of each class's rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> t = Targets(np.array(["no", "yes"]))
+    >>> t.prepare(Block(np.zeros((2, 1)), np.array(["yes", "no"]), None))[0]
+    array([ 1., -1.])
+    """
+
+    classes: np.ndarray | None = None
+    class_weight: np.ndarray | None = None
+
+    def prepare(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """Encoded targets (n,) and weights (n,) float64 of a block."""
+        assert block.y is not None
+        s = row_weights(block, block.n_rows)
+        if self.classes is None:
+            _check_finite(block.y)
+            return np.asarray(block.y, dtype=np.float64), s
+        index = self.index(block.y)
+        if self.class_weight is not None:
+            s = s * self.class_weight[index]
+        return (index if len(self.classes) > 2 else 2.0 * index - 1.0), s
+
+    def index(self, y: np.ndarray) -> np.ndarray:
+        """Index of each label in `classes`, shape (n,), int64; unknown labels raise `DataError`."""
+        assert self.classes is not None
+        at = np.minimum(np.searchsorted(self.classes, y), len(self.classes) - 1)
+        unknown = self.classes[at] != y
+        if np.any(unknown):
+            row = int(np.argmax(unknown))
+            raise DataError(f"y contains the label {y[row]!r}, which is not among the classes", row)
+        return at.astype(np.int64)
+
+
+def check_rows(X: np.ndarray) -> None:
+    """Raise `DataError` at the first NaN or infinity of X (n, d)."""
+    for start in range(0, X.shape[0], 4096):
+        slab = X[start : start + 4096]
+        if not np.isfinite(slab).all():
+            row, column = np.argwhere(~np.isfinite(slab))[0]
+            kind = "NaN" if np.isnan(slab[row, column]) else "infinity"
+            raise DataError(f"Input X contains {kind}", start + int(row), int(column))

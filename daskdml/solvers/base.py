@@ -1,0 +1,277 @@
+"""Problem, Solver, Solution and minimise(): the one loop of the library."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from daskdml.engine.run import Data, PassTotals
+from daskdml.events import FitEnd
+from daskdml.kernels.block import Block
+from daskdml.kernels.linear import Coordinates, LinearPass, LinearStats
+from daskdml.kernels.losses import Loss, Multinomial
+from daskdml.kernels.targets import Targets, check_rows
+from daskdml.solvers.certificates import Certificate
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Minimise ``(1/S) sum_i s_i loss(y_i, x_i . w + b) + (l2/2) |w|^2``.
+
+    Parameters
+    ----------
+    loss : Loss or Multinomial
+    targets : Targets
+        Encodes what the data set stores.
+    l2 : float
+        Factor of the penalty, already divided by S.
+    n_features, n_outputs : int
+        d and K: a linear score for each of K outputs.
+    fit_intercept : bool
+    coordinates : Coordinates
+        In which parameters are kept; the penalty is on the original ones.
+    """
+
+    loss: Loss | Multinomial
+    targets: Targets
+    l2: float
+    n_features: int
+    n_outputs: int
+    fit_intercept: bool
+    coordinates: Coordinates
+
+    @property
+    def penalty(self) -> np.ndarray:
+        """Factor of each squared parameter in the penalty times 2, shape (K, d + 1)."""
+        row = np.append(self.l2 / self.coordinates.scale**2, 0.0)
+        return np.tile(row, (self.n_outputs, 1))
+
+    @property
+    def free(self) -> np.ndarray:
+        """Indices of the parameters that move, of K * (d + 1)."""
+        mask = np.ones((self.n_outputs, self.n_features + 1), dtype=bool)
+        mask[:, -1] = self.fit_intercept
+        return np.flatnonzero(mask)
+
+    def zeros(self) -> np.ndarray:
+        """The parameters (K, d + 1) of the model that knows nothing."""
+        return np.zeros((self.n_outputs, self.n_features + 1))
+
+    def objective(self, loss_sum: float, weight: float, theta: np.ndarray) -> float:
+        """f from the sum of losses."""
+        return loss_sum / weight + 0.5 * float(np.sum(self.penalty * theta**2))
+
+    def gradient(self, stats: LinearStats, theta: np.ndarray) -> np.ndarray:
+        """Gradient of f, shape (P,)."""
+        return stats.gradient / stats.weight + (self.penalty * theta).ravel()
+
+
+@dataclass(frozen=True)
+class StatsOf:
+    """Block -> `LinearStats`, with a clear error for rows that cannot be used."""
+
+    targets: Targets
+    statistics: LinearPass
+
+    def __call__(self, block: Block) -> LinearStats:
+        y, s = self.targets.prepare(block)
+        stats = self.statistics(block.X, y, s)
+        if not np.isfinite(stats.loss):
+            check_rows(block.X)
+        return stats
+
+
+@dataclass(frozen=True)
+class Record:
+    """One pass or round in a fit's history.
+
+    Parameters
+    ----------
+    label : str
+        What it was.
+    seconds : float
+        Since the fit began, at the end of the pass.
+    nbytes : int
+        Encoded bytes read since the fit began.
+    passes : float
+        Data sets' worth of rows visited since the fit began.
+    objective, gap, relative : float or None
+        f at the point visited, and its certified distance to the optimum.
+    read, decode, compute, wait, transfer : float
+        Seconds of this pass, summed over workers.
+    """
+
+    label: str
+    seconds: float
+    nbytes: int
+    passes: float
+    objective: float | None
+    gap: float | None
+    relative: float | None
+    read: float
+    decode: float
+    compute: float
+    wait: float
+    transfer: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one step of a solver found out.
+
+    Parameters
+    ----------
+    label : str
+    totals : PassTotals
+        What its passes took.
+    objective : float or None
+        f at the point that was visited.
+    certificate : Certificate or None
+        Of `solution`.
+    solution : ndarray of shape (K, d + 1)
+        The best point so far.
+    reason : str or None
+        Why the solver cannot go on; None while it can.
+    """
+
+    label: str
+    totals: PassTotals
+    objective: float | None
+    certificate: Certificate | None
+    solution: np.ndarray
+    reason: str | None = None
+
+
+class Solver(Protocol):
+    """An algorithm: `start` makes its state, `step` is one pass (or epoch) of it."""
+
+    name: str
+
+    def start(self, problem: Problem, run: Run, theta: np.ndarray | None) -> Any:
+        """State before the first step."""
+
+    def step(self, problem: Problem, run: Run, state: Any) -> tuple[Any, Report]:
+        """State after one step, and what it found."""
+
+
+@dataclass
+class Run:
+    """A fit in progress: its data, its clock and its history."""
+
+    data: Data
+    label: str
+    began: float = field(default_factory=time.perf_counter)
+    history: list[Record] = field(default_factory=list)
+
+    def note(self, report: Report) -> None:
+        """Add a report to the history and tell the callbacks."""
+        t, total, c = report.totals, self.data.totals, report.certificate
+        gap, relative = (None, None) if c is None else (c.gap, c.relative)
+        self.history.append(
+            Record(
+                report.label, time.perf_counter() - self.began, total.nbytes,
+                total.rows / self.data.n_rows, report.objective, gap, relative,
+                t.read, t.decode, t.compute, t.wait, t.transfer,
+            )  # fmt: skip
+        )
+        self.data.end_pass(report.label, t, report.objective, gap, relative)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where a fit ended.
+
+    Parameters
+    ----------
+    theta : ndarray of shape (K, d + 1)
+        In the problem's coordinates.
+    certificate : Certificate or None
+    reason : str
+        Why it ended, in one sentence.
+    converged : bool
+    n_iter : int
+        Steps of the solver.
+    state : object
+        The solver's last state.
+    """
+
+    theta: np.ndarray
+    certificate: Certificate | None
+    reason: str
+    converged: bool
+    n_iter: int
+    state: Any
+
+
+def minimise(
+    problem: Problem,
+    solver: Solver,
+    run: Run,
+    tol: float,
+    max_iter: int,
+    start: np.ndarray | None = None,
+) -> Solution:
+    """Step until the certified relative gap is at most `tol`.
+
+    Parameters
+    ----------
+    problem, solver, run
+        What, how and on which data.
+    tol : float
+        Certified relative suboptimality at which to stop.
+    max_iter : int
+        Steps at most.
+    start : ndarray of shape (K, d + 1) or None
+        Where to start, in the problem's coordinates.
+
+    Returns
+    -------
+    Solution
+    """
+    state = solver.start(problem, run, start)
+    best: Report | None = None
+    reason, converged, n_iter = f"max_iter={max_iter} steps were made", False, 0
+    for n_iter in range(1, max_iter + 1):  # noqa: B007
+        state, report = solver.step(problem, run, state)
+        run.note(report)
+        best = report if best is None else _better(best, report)
+        c = report.certificate
+        if c is not None and c.relative <= tol:
+            kind = "certified" if c.rigorous else "estimated"
+            reason, converged = f"the {kind} relative gap is below tol={tol:g}", True
+            break
+        if report.reason is not None:
+            reason = report.reason
+            break
+    assert best is not None
+    seconds = time.perf_counter() - run.began
+    run.data.engine.tell(FitEnd(run.label, reason, seconds, best.certificate))
+    return Solution(best.solution, best.certificate, reason, converged, n_iter, state)
+
+
+def _better(a: Report, b: Report) -> Report:
+    if b.certificate is None or a.certificate is None:
+        return b
+    return a if a.certificate.gap < b.certificate.gap else b
+
+
+def warn_unless_converged(solution: Solution, tol: float, category: type[Warning]) -> None:
+    """Warn that a fit stopped short, with the gap it reached."""
+    if solution.converged:
+        return
+    c = solution.certificate
+    reached = "no bound of the gap is known" if c is None else (
+        f"the relative gap reached is {c.relative:.2g} ({'proven' if c.rigorous else 'estimated'})"
+    )  # fmt: skip
+    warnings.warn(
+        f"the fit stopped before tol={tol:g}: {solution.reason}; {reached}. Raise max_iter or tol, "
+        "or add a penalty",
+        category,
+        stacklevel=4,
+    )
+
+

@@ -1,0 +1,59 @@
+"""From a source and its targets to a `Problem`: what is known before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from daskdml.engine.graphs import Group
+from daskdml.engine.run import Data, scan_groups
+from daskdml.kernels.block import Block
+from daskdml.kernels.linear import Coordinates, Moments, moments
+from daskdml.kernels.targets import LabelSummary, check_rows, summarise_labels
+
+SAMPLE_SHARE = 0.1
+SAMPLE_GROUPS = 4  # at most: some hundred thousand rows know the optimum to a per mille
+
+
+@dataclass(frozen=True)
+class ScanOf:
+    """Block -> `LabelSummary`."""
+
+    classification: bool
+
+    def __call__(self, block: Block) -> LabelSummary:
+        return summarise_labels(block, self.classification)
+
+
+def scan_targets(data: Data, classification: bool, label: str) -> LabelSummary:
+    """Distinct labels, their counts and weights, from one reading of the targets alone."""
+    summary, totals = data.map_reduce(
+        ScanOf(classification), f"{label}-targets", scan_groups(data.groups), ("y", "sample_weight")
+    )
+    data.leave_out(totals)
+    data.end_pass(f"{label}-targets", totals)
+    return summary  # type: ignore[no-any-return]
+
+
+def sample_groups(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Groups spread over the data for a warm start; a function of the data alone."""
+    if len(groups) < 3:
+        return ()
+    n = min(SAMPLE_GROUPS, max(1, round(SAMPLE_SHARE * len(groups))))
+    return tuple(groups[int((i + 0.5) * len(groups) / n)] for i in range(n))
+
+
+def _moments(block: Block) -> Moments:
+    found = moments(block)
+    if not np.isfinite(found.m2).all():
+        check_rows(block.X)
+    return found
+
+
+def find_coordinates(data: Data, groups: Sequence[Group], center: bool, label: str) -> Coordinates:
+    """Standardising coordinates from the moments of some groups."""
+    found, totals = data.map_reduce(_moments, f"{label}-moments", groups)
+    data.end_pass(f"{label}-moments", totals)
+    return found.coordinates(center)  # type: ignore[no-any-return]
