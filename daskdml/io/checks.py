@@ -20,6 +20,7 @@ __all__ = [
     "matrix",
     "targets",
     "weights",
+    "working_dtype",
 ]
 
 
@@ -79,6 +80,21 @@ def check_dtype(dtype: np.dtype[Any], what: str = "X") -> None:
         raise ValueError(f"Complex data not supported: {what} has dtype {dtype}; split it in parts")
     if dtype.kind not in "biuf":
         raise ValueError(f"{what} has dtype {dtype}, which is not numeric: convert or encode it")
+
+
+def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Give the floating-point dtype in which numbers are worked with.
+
+    float32 holds booleans, float16 and integers of at most 16 bits exactly; the rest, other than
+    float32 itself, is worked with in float64.
+
+    Examples
+    --------
+    >>> working_dtype(np.dtype("i2")), working_dtype(np.dtype("i4"))
+    (dtype('float32'), dtype('float64'))
+    """
+    small = dtype == np.float32 or dtype.kind == "b" or dtype.itemsize <= 2
+    return np.dtype(np.float32) if small else np.dtype(np.float64)
 
 
 def check_shape(shape: tuple[int, ...], what: str = "X") -> None:

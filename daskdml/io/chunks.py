@@ -121,6 +121,11 @@ class ChunkReader:
         return self.shape[0]
 
     @property
+    def chunk_bounds(self) -> tuple[int, ...]:
+        """Rows at which a new stored object begins; first 0, last n_rows."""
+        return row_bounds(self.n_rows, self.chunk_rows)
+
+    @property
     def nbytes(self) -> int:
         """Decoded bytes of all rows."""
         return self.n_rows * self._row_nbytes

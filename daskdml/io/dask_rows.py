@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,7 @@ from daskdml.io.arrays import Labels, create_array, default_chunks
 from daskdml.io.staging import Staging
 from daskdml.io.store import retrying
 
-__all__ = ["aligned", "known_chunks", "write_dask"]
+__all__ = ["DaskSource", "aligned", "known_chunks", "write_dask"]
 
 
 def known_chunks(X: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
@@ -31,13 +35,13 @@ def known_chunks(X: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any,
     X, y, sample_weight
         Dask arrays in place of Dask collections.
     """
-    import dask
+    from dask.base import compute
 
     arrays = [_as_array(part) for part in (X, y, sample_weight)]
     wanted = [a for a in arrays if checks.is_dask(a) and np.isnan(a.shape[0])]
-    lengths = dask.compute(*[_lengths(a) for a in wanted])
+    lengths = compute(*[_lengths(a) for a in wanted])
     known = {id(a): n for a, n in zip(wanted, lengths, strict=True)}
-    return tuple(_with_lengths(a, known[id(a)]) if id(a) in known else a for a in arrays)  # type: ignore[return-value]
+    return tuple(_with_lengths(a, known[id(a)]) if id(a) in known else a for a in arrays)
 
 
 def _as_array(part: Any) -> Any:
@@ -47,10 +51,10 @@ def _as_array(part: Any) -> Any:
 
 
 def _lengths(array: Any) -> list[Any]:
-    import dask
+    from dask.delayed import delayed
 
     blocks = array.to_delayed()
-    return [dask.delayed(len)(b) for b in blocks.reshape(blocks.shape[0], -1)[:, 0]]
+    return [delayed(len)(b) for b in blocks.reshape(blocks.shape[0], -1)[:, 0]]
 
 
 def _with_lengths(array: Any, lengths: list[int]) -> Any:
@@ -116,6 +120,127 @@ def _cut_like(X: Any, part: Any, name: str) -> Any:
     return part if part.chunks[0] == rows else part.rechunk((rows,))
 
 
+@dataclass(frozen=True)
+class DaskSource:
+    """Rows that Dask computes: one task for each block of X, y and the weights.
+
+    Made by `daskdml.io.sources.as_source`; X is in float32 or float64 and C order, blocks hold
+    full rows, empty ones are gone.
+
+    Parameters
+    ----------
+    X : dask.array.Array of shape (n_rows, n_features)
+    y, sample_weight : dask.array.Array of shape (n_rows,) or None
+        With the row blocks of X.
+    feature_names : ndarray of str or None
+    name : str
+        For people: what made X.
+    """
+
+    X: Any
+    y: Any
+    sample_weight: Any
+    feature_names: np.ndarray | None
+    name: str
+
+    in_memory = False
+    scratch_nbytes = 0
+
+    @classmethod
+    def of(cls, X: Any, y: Any = None, sample_weight: Any = None) -> DaskSource:
+        """Align Dask collections (see `aligned`) and name their blocks."""
+        names = checks.feature_names_of(X)
+        X, y, w = aligned(X, y, sample_weight)
+        name = str(X.name).rpartition("-")[0] or "array"
+        X = X.map_blocks(
+            _as_rows, checks.working_dtype(X.dtype), dtype=checks.working_dtype(X.dtype)
+        )
+        y = None if y is None else y.map_blocks(checks.targets, dtype=y.dtype)
+        w = None if w is None else w.map_blocks(_as_weights, dtype=np.float64)
+        return cls(X, y, w, None if names is None else np.array(names, dtype=object), name)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of X."""
+        return int(self.X.shape[0])
+
+    @property
+    def n_features(self) -> int:
+        """Columns of X."""
+        return int(self.X.shape[1])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of X in the blocks: float32 or float64."""
+        return np.dtype(self.X.dtype)
+
+    @property
+    def has_y(self) -> bool:
+        """Whether there are targets."""
+        return self.y is not None
+
+    @property
+    def has_sample_weight(self) -> bool:
+        """Whether there are weights."""
+        return self.sample_weight is not None
+
+    @property
+    def block_sizes(self) -> tuple[int, ...]:
+        """Rows of every block, none of them 0."""
+        return tuple(int(n) for n in self.X.chunks[0])
+
+    @property
+    def chunk_bounds(self) -> tuple[int, ...]:
+        """Rows at which a new block begins; first 0, last n_rows."""
+        return (0, *np.cumsum(self.block_sizes).tolist())
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes that a row takes in a block."""
+        others = sum(8 for part in (self.y, self.sample_weight) if part is not None)
+        return self.n_features * self.dtype.itemsize + others
+
+    @cached_property
+    def token(self) -> str:
+        """Names these very rows."""
+        names = [getattr(part, "name", None) for part in (self.X, self.y, self.sample_weight)]
+        return f"dask-{hashlib.sha256(repr(names).encode()).hexdigest()[:32]}"
+
+    def x_key(self, i: int) -> Hashable:
+        """Key of the task that gives block i of X."""
+        return (self.X.name, i, 0)
+
+    def y_key(self, i: int) -> Hashable:
+        """Key of the task that gives block i of y."""
+        return (self.y.name, i)
+
+    def w_key(self, i: int) -> Hashable:
+        """Key of the task that gives block i of the weights."""
+        return (self.sample_weight.name, i)
+
+    def graph(self) -> dict[Hashable, Any]:
+        """Give all tasks behind the blocks' keys, optimised together: ``{key: task}``."""
+        from dask.array.optimization import optimize
+        from dask.highlevelgraph import HighLevelGraph
+
+        parts = [part for part in (self.X, self.y, self.sample_weight) if part is not None]
+        merged = HighLevelGraph.merge(*[part.dask for part in parts])
+        wanted = [key for part in parts for key in _flat(part.__dask_keys__())]
+        return dict(optimize(merged, wanted))
+
+
+def _flat(keys: list[Any]) -> list[Hashable]:
+    return [k for key in keys for k in (_flat(key) if isinstance(key, list) else [key])]
+
+
+def _as_rows(block: Any, dtype: np.dtype[Any]) -> np.ndarray:
+    return np.ascontiguousarray(checks.matrix(block), dtype=dtype)
+
+
+def _as_weights(block: Any) -> np.ndarray:
+    return np.asarray(block, dtype=np.float64)
+
+
 class _Target:
     """Where `dask.array.store` puts blocks: a Zarr array, with retries; pickles with its URL."""
 
@@ -155,7 +280,7 @@ def write_dask(
     if w is not None:
         parts["sample_weight"] = w if w.dtype in (np.float32, np.float64) else w.astype(np.float64)
     sources = [part.rechunk({0: rows}) for part in parts.values()]
-    targets = [
+    targets: Any = [
         _Target(create_array(staging.store, staging.prefix + name, a.shape, a.dtype, rows))
         for name, a in zip(parts, sources, strict=True)
     ]
@@ -165,11 +290,12 @@ def write_dask(
 
 def _coded(y: Any, labels: Labels) -> Any:
     """Give y as numbers: strings become codes, once all of them are known."""
-    import dask
+    from dask.base import compute
+    from dask.delayed import delayed
 
     if y.dtype.kind in "biuf":
         return y
-    found = dask.compute(*[dask.delayed(_distinct)(block) for block in y.to_delayed()])
+    found = compute(*[delayed(_distinct)(block) for block in y.to_delayed()])
     values = checks.targets(np.concatenate([np.asarray(part, dtype=object) for part in found]))
     if values.dtype.kind != "U":
         return y.astype(values.dtype)
