@@ -75,7 +75,7 @@ def install(venv: Path, extra: str) -> None:
     extras = sorted({extra, *before["extras"]})
     print(f"Installing daskdml[{','.join(extras)}] (a minute or two, once)", flush=True)
     start = time.perf_counter()
-    command = [str(environment_python(venv)), "-m", "pip", "install", "--quiet"]
+    command = [str(environment_python(venv)), "-m", "pip", "install", "-qq"]
     command += ["--disable-pip-version-check", "--editable", f"{ROOT}[{','.join(extras)}]"]
     if subprocess.run(command).returncode:
         raise SetupError("pip could not install the project (see above); is there a network?")

@@ -151,7 +151,7 @@ class PassEnd:
     relative : float or None
         The gap as a share of the objective's magnitude.
     nbytes : int
-        Bytes of rows, decoded, that had to be read: blocks kept in memory do not count.
+        Stored (encoded) bytes that were read; blocks kept in memory do not count.
     read, decode, compute, wait, transfer : float
         Seconds, summed over workers: waiting for stored bytes, decoding, computing, idle for lack
         of anything ready, and moving statistics and parameters.

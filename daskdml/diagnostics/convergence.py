@@ -94,6 +94,7 @@ def _label(axes: list[list[Axes]], unit: str, last: tuple[Record, float] | None)
     """Name the axes and write the last gap beside its point."""
     gap_axes, objective_axes = axes
     gap_axes[0].set_yscale("log")
+    gap_axes[0].margins(y=0.15)
     gap_axes[0].set_ylabel("certified relative gap")
     objective_axes[0].set_ylabel("objective")
     objective_axes[0].set_xlabel("seconds")
@@ -105,9 +106,10 @@ def _label(axes: list[list[Axes]], unit: str, last: tuple[Record, float] | None)
         gap_axes[0].annotate(
             f"{gap:.1e}",
             (record.seconds, gap),
-            xytext=(-6, 6),
+            xytext=(-5, -3),  # below on the left: a curve that falls comes from above on the left
             textcoords="offset points",
             ha="right",
+            va="top",
             color=GAP_COLOR,
         )
 

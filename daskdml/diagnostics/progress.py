@@ -39,7 +39,7 @@ class ProgressBar:
     >>> bar(FitStart("ridge", None, 1000, 20, None))
     ridge: 1,000 rows x 20 features
     >>> bar(PassEnd("gram", 0, 0.5, 0.25, 1e-9, 4e-9, 80_000_000, 0.1, 0.1, 0.2, 0.1, 0.0))
-    gram, pass 1: read 80 MB in 0.50 s (160 MB/s), objective 0.25, gap 1e-09 (relative 4e-09)
+    gram, pass 1: 0.50 s, 80 MB read, objective 0.25, gap 1e-09 (relative 4e-09)
     """
 
     def __init__(self, stream: TextIO | None = None, min_interval: float = 0.1) -> None:
@@ -65,21 +65,22 @@ class ProgressBar:
     def _show(self, event: Event, sink: _Sink) -> None:
         match event:
             case PassStart():
-                started = _Pass(event)
-                self._passes[event.label, event.index] = started
-                self._live(started, sink)
+                under_way = self._passes.setdefault((event.label, event.index), _Pass(event))
+                under_way.n_blocks += event.n_blocks
+                self._live(under_way, sink)
             case BlockEnd():
-                under_way = self._passes.get((event.label, event.index))
-                if under_way is not None:
-                    under_way.blocks += 1
-                    under_way.nbytes += event.nbytes
-                    self._live(under_way, sink)
+                known = self._passes.get((event.label, event.index))
+                if known is not None:
+                    known.blocks += 1
+                    known.nbytes += event.nbytes
+                    self._live(known, sink)
             case PassEnd():
-                self._passes.pop((event.label, event.index), None)
-                sink.line(_pass_end_text(event))
+                ended = self._passes.pop((event.label, event.index), None)
+                sink.line(_pass_end_text(event, ended.nbytes if ended is not None else 0))
             case Message():
                 sink.line(event.text)
             case FitStart():
+                self._passes.clear()  # what a fit that broke off left behind
                 for line in _fit_start_lines(event):
                     sink.line(line)
             case FitEnd():
@@ -96,15 +97,16 @@ class ProgressBar:
 
 @dataclass
 class _Pass:
-    """A pass under way."""
+    """A pass under way; it may start in several parts, which add up."""
 
     start: PassStart
     since: float = field(default_factory=time.monotonic)
+    n_blocks: int = 0
     blocks: int = 0
     nbytes: int = 0
 
     def text(self, now: float, marks: str) -> str:
-        share = min(self.blocks / max(self.start.n_blocks, 1), 1.0)
+        share = min(self.blocks / max(self.n_blocks, 1), 1.0)
         full = round(share * BAR_CELLS)
         seconds = now - self.since
         rate = bytes_text(self.nbytes / max(seconds, 1e-9))
@@ -117,12 +119,13 @@ def _pass_name(event: PassStart | PassEnd) -> str:
     return f"{event.label}, pass {event.index + 1}"
 
 
-def _pass_end_text(event: PassEnd) -> str:
-    if event.nbytes:
-        rate = bytes_text(event.nbytes / max(event.seconds, 1e-9))
-        text = f"read {bytes_text(event.nbytes)} in {seconds_text(event.seconds)} ({rate}/s)"
-    else:
-        text = f"{seconds_text(event.seconds)}, nothing to read"
+def _pass_end_text(event: PassEnd, visited: int) -> str:
+    """Return the lasting line of a pass that visited so many decoded bytes, 0 if unknown."""
+    text = seconds_text(event.seconds)
+    if visited:
+        rate = bytes_text(visited / max(event.seconds, 1e-9))
+        text = f"{bytes_text(visited)} of rows in {text} ({rate}/s)"
+    text += f", {bytes_text(event.nbytes)} read"
     if event.objective is not None:
         text += f", objective {event.objective:.7g}"
     if event.gap is not None:

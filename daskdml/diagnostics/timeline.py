@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Distinct for the colour-blind as well, and in grey.
 COLORS = {"read": "#9ecae1", "decode": "#3182bd", "compute": "#e6550d"}
 LABELLED_PASSES = 12  # beyond that the names would overlap
+SEPARATE_BARS = 200  # beyond that the lines between the bars of a lane would hide them
 
 
 class Timeline:
@@ -121,7 +122,14 @@ class Timeline:
             for kind, bars in _bars(lane, origin).items():
                 bottom = height - 0.38 if kind == "compute" else height + 0.02
                 label = kind if height == 0 else None
-                ax.broken_barh(bars, (bottom, 0.36), color=COLORS[kind], linewidth=0, label=label)
+                ax.broken_barh(
+                    bars,
+                    (bottom, 0.36),
+                    facecolor=COLORS[kind],
+                    edgecolor="white",
+                    linewidth=0.5 if len(bars) <= SEPARATE_BARS else 0.0,
+                    label=label,
+                )
         _draw_passes(ax, blocks, origin)
         ax.set_yticks(range(len(lanes)), list(lanes))
         ax.set_ylim(-0.6, len(lanes) - 0.4)

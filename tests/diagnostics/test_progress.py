@@ -13,13 +13,15 @@ LINES = """\
 logistic: 4,000 rows x 100 features
   3 passes, 600 MB a worker
   dashboard: http://127.0.0.1:8787
-newton, pass 1: read 240 MB in 0.40 s (600 MB/s), objective 0.52, gap 0.2 (relative 0.38)
-newton, pass 2: read 240 MB in 0.40 s (600 MB/s), objective 0.3205, gap 0.0005 (relative 0.0016)
-newton, pass 3: read 240 MB in 0.40 s (600 MB/s), objective 0.320001, gap 1e-09 (relative 3.1e-09)
+newton, pass 1: {visited}, 180 MB read, objective 0.52, gap 0.2 (relative 0.38)
+newton, pass 2: {visited}, 180 MB read, objective 0.3205, gap 0.0005 (relative 0.0016)
+newton, pass 3: {visited}, 0 B read, objective 0.320001, gap 1e-09 (relative 3.1e-09)
 logistic: 1.25 s. The certified gap is below tol. Certified relative gap 3.1e-09.
 """
 LOST = "Worker worker-1 was lost; its blocks are read again.\n"
-EXPECTED = LINES.replace("newton, pass 2", LOST + "newton, pass 2")
+EXPECTED = LINES.replace("newton, pass 2", LOST + "newton, pass 2").format(
+    visited="240 MB of rows in 0.40 s (600 MB/s)"
+)
 
 
 def show(bar):
@@ -105,11 +107,11 @@ def test_live_lines_come_no_faster_than_asked():
     assert screen(output) == EXPECTED
 
 
-def test_a_pass_without_reading_says_so():
-    """Blocks kept in memory are not counted as read, and what is unknown is not written."""
+def test_what_is_unknown_is_not_written():
+    """Without an objective, a gap or the pass's start, the line has what remains."""
     stream = io.StringIO()
     ProgressBar(stream)(PassEnd("sgd", 0, 0.5, None, None, None, 0, 0, 0, 0.9, 0, 0))
-    assert stream.getvalue() == "sgd, pass 1: 0.50 s, nothing to read\n"
+    assert stream.getvalue() == "sgd, pass 1: 0.50 s, 0 B read\n"
 
 
 def test_a_fit_after_one_that_broke_off_starts_on_a_new_line():
@@ -124,6 +126,17 @@ def test_a_fit_after_one_that_broke_off_starts_on_a_new_line():
     assert first == "first: 10 rows x 2 features"
     assert live.startswith("\rnewton, pass 1 ")
     assert (second, end) == ("second: 10 rows x 2 features", "")
+
+
+def test_a_pass_in_parts_is_one_pass():
+    """Parts that start under the same number add up to one lasting line."""
+    stream = io.StringIO()
+    bar = ProgressBar(stream)
+    for _ in range(2):
+        bar(PassStart("sgd", 0, 1, 8000))
+        bar(BlockEnd("sgd", 0, 1, 8000, "a", 0.0, 1.0, 0.1, 0.1, 0.1))
+    bar(PassEnd("sgd", 0, 2.0, None, None, None, 500, 0, 0, 0, 0, 0))
+    assert stream.getvalue() == "sgd, pass 1: 16 kB of rows in 2.00 s (8 kB/s), 500 B read\n"
 
 
 def test_blocks_are_counted_from_many_threads():
