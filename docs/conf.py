@@ -1,7 +1,9 @@
 """How the documentation is built: Markdown pages, and the reference from the docstrings."""
 
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import daskdml
 
@@ -41,3 +43,15 @@ generated = Path(__file__).with_name("generated")
 shutil.rmtree(generated, ignore_errors=True)  # pages of modules that are no more
 generated.mkdir()
 (generated / "public.txt").write_text(public_names(), encoding="utf-8")
+
+
+def skip_generated(
+    app: Any, kind: str, name: str, value: Any, skip: bool, options: Any
+) -> bool | None:
+    """Leave out the methods that scikit-learn writes into every estimator, with links to itself."""
+    return True if re.fullmatch(r"set_\w+_request", name) else None
+
+
+def setup(app: Any) -> None:
+    """Connect what is defined here to Sphinx."""
+    app.connect("autodoc-skip-member", skip_generated)
