@@ -4,127 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import html
-import math
 import os
-import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zarr
 
 from daskdml.io import buffers
 from daskdml.io.chunks import ChunkReader, ReadStats
-from daskdml.io.store import open_node, resolve_url
-from daskdml.io.views import Cut, Pick, RowView, Step
+from daskdml.io.layout import PARTS, Opened, open_arrays, opened_arrays
+from daskdml.io.store import resolve_url
+from daskdml.io.views import Cut, RowView, Step
 from daskdml.kernels.block import Block
 
-__all__ = ["FORMAT", "PARTS", "Dataset", "open_dataset", "train_test_split"]
-
-FORMAT = 1
-"""Version of the layout, in the group's attributes."""
-
-PARTS = ("X", "y", "sample_weight")
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The arrays and attributes of a data set, as read from its URL in this process."""
-
-    X: ChunkReader
-    y: ChunkReader | None
-    sample_weight: ChunkReader | None
-    identity: str | None
-    labels: np.ndarray | None
-    feature_names: tuple[str, ...] | None
-    class_names: tuple[str, ...] | None
-    metadata: dict[str, Any]
-
-    def reader(self, part: str) -> ChunkReader | None:
-        """Give the reader of a part, None where the data set does not have it."""
-        return getattr(self, part) if part in PARTS else None
-
-
-_CACHE: dict[tuple[str, str], Opened] = {}
-_CACHE_SIZE = 64
-_LOCK = threading.Lock()
-
-
-def _open(url: str, storage_options: dict[str, Any] | None) -> Opened:
-    """Open the data set at a URL afresh, and remember it for this process."""
-    node = open_node(url, storage_options)
-    opened = _from_group(url, node)
-    with _LOCK:
-        while len(_CACHE) >= _CACHE_SIZE:
-            del _CACHE[next(iter(_CACHE))]
-        _CACHE[url, repr(storage_options)] = opened
-    return opened
-
-
-def _from_group(url: str, node: zarr.Group | zarr.Array[Any]) -> Opened:
-    if isinstance(node, zarr.Array):
-        raise ValueError(
-            f"{url} is a single Zarr array, not a data set; pass zarr.open(url) as X, and y beside "
-            "it, or store both with daskdml.io.write_dataset"
-        )
-    if node.metadata.zarr_format != 3:
-        raise ValueError(
-            f"{url} is a Zarr v2 group, a data set is Zarr v3; copy it: g = zarr.open(url); "
-            "daskdml.io.write_dataset(new_url, g['X'], g['y'])"
-        )
-    attrs: dict[str, Any] = dict(node.attrs)
-    own = attrs.get("daskdml")
-    if own is not None and own.get("format") != FORMAT:
-        raise ValueError(
-            f"{url} has format {own.get('format')!r}, this version of daskdml reads {FORMAT}; "
-            "update daskdml"
-        )
-    if own is not None and not own.get("complete"):
-        raise ValueError(
-            f"{url} is an unfinished data set: its writing is in progress or was cut off; wait "
-            "for it, or write it again with overwrite=True"
-        )
-    prefix = (own or {}).get("prefix", "")
-    readers = {part: _reader(node, prefix + part, own is not None) for part in PARTS}
-    X = readers["X"]
-    if X is None:
-        raise ValueError(f"{url} is a Zarr group without an array X; a data set has one")
-    _check_shapes(url, readers)
-    names = attrs.get("class_names")
-    return Opened(
-        X,
-        readers["y"],
-        readers["sample_weight"],
-        (own or {}).get("id"),
-        np.array(names) if (own or {}).get("y_is_code") else None,
-        _strings(attrs.get("feature_names")),
-        _strings(names),
-        attrs.get("metadata") or {},
-    )
-
-
-def _strings(names: Iterable[str] | None) -> tuple[str, ...] | None:
-    return None if names is None else tuple(names)
-
-
-def _reader(group: zarr.Group, name: str, strict: bool) -> ChunkReader | None:
-    node = group.get(name)
-    return ChunkReader(node, strict=strict) if isinstance(node, zarr.Array) else None
-
-
-def _check_shapes(url: str, readers: Mapping[str, ChunkReader | None]) -> None:
-    X = readers["X"]
-    assert X is not None
-    if len(X.shape) != 2:
-        raise ValueError(f"{url}: X has shape {X.shape}, but a data set needs rows x features")
-    for part in PARTS[1:]:
-        other = readers[part]
-        if other is not None and other.shape != X.shape[:1]:
-            raise ValueError(
-                f"{url}: {part} has shape {other.shape}, but X has {X.n_rows} rows; write the data "
-                "set again"
-            )
+__all__ = ["Dataset", "open_dataset"]
 
 
 class Dataset:
@@ -161,13 +54,7 @@ class Dataset:
 
     def _opened(self) -> tuple[Opened, RowView]:
         if self._state is None:
-            opened = _CACHE.get((self._url, repr(self._options)))
-            if opened is None or opened.identity != self._identity:
-                opened = _open(self._url, self._options)
-            if opened.identity != self._identity:
-                raise ValueError(
-                    f"{self._url} was overwritten since this Dataset was opened; open it again"
-                )
+            opened = opened_arrays(self._url, self._options, self._identity)
             view = RowView(opened.X.n_rows, opened.X.chunk_rows, self._steps)
             self._state = opened, view
         return self._state
@@ -285,9 +172,10 @@ class Dataset:
         if not isinstance(rows, slice) or rows.step not in (None, 1):
             raise TypeError("a Dataset is indexed by a slice of consecutive rows, as in ds[:1000]")
         start, stop, _ = rows.indices(self.n_rows)
-        return self._with(Cut(start, max(start, stop)))
+        return self.then(Cut(start, max(start, stop)))
 
-    def _with(self, step: Step) -> Dataset:
+    def then(self, step: Step) -> Dataset:
+        """Give the view after one more step (see `daskdml.io.views`)."""
         steps = self._view.then(step).steps
         return Dataset(self._url, self._options, steps=steps, identity=self._identity)
 
@@ -422,65 +310,4 @@ def open_dataset(
     """
     resolved = resolve_url(url)
     options = dict(storage_options) if storage_options else None
-    return Dataset(resolved, options, identity=_open(resolved, options).identity)
-
-
-def train_test_split(
-    ds: Dataset,
-    test_size: float | int = 0.25,
-    random_state: int | np.random.Generator | np.random.RandomState | None = None,
-    shuffle: bool = True,
-) -> tuple[Dataset, Dataset]:
-    """Split a data set into two views, without copying or reading it.
-
-    Parameters
-    ----------
-    ds : Dataset
-        May be a view itself.
-    test_size : float or int
-        A share of the rows (rounded up) or their number.
-    random_state : int, numpy.random.Generator, numpy.random.RandomState or None
-        Seed of the choice; None takes a new one.
-    shuffle : bool
-        Choose test rows at random within each stored chunk, so that a pass over either view reads
-        every chunk once; else the last rows are the test rows.
-
-    Returns
-    -------
-    train, test : Dataset
-        Every row of `ds` is in exactly one of them, in stored order.
-
-    Examples
-    --------
-    >>> import daskdml.io, numpy as np
-    >>> ds = daskdml.io.write_dataset("memory://doc.zarr", np.eye(10), overwrite=True)
-    >>> train, test = train_test_split(ds, test_size=0.3, random_state=0)
-    >>> len(train), len(test)
-    (7, 3)
-    """
-    n_test = _count_test(ds.n_rows, test_size)
-    if not shuffle:
-        return ds[: ds.n_rows - n_test], ds[ds.n_rows - n_test :]
-    seed = _seed(random_state)
-    return ds._with(Pick(seed, n_test, False)), ds._with(Pick(seed, n_test, True))
-
-
-def _count_test(n_rows: int, test_size: float | int) -> int:
-    whole = isinstance(test_size, int | np.integer) and not isinstance(test_size, bool)
-    n_test = int(test_size) if whole else math.ceil(float(test_size) * n_rows)
-    if not 0 < n_test < n_rows or not (whole or 0 < test_size < 1):
-        raise ValueError(
-            f"test_size={test_size} of {n_rows} rows leaves one side empty or is no share; give a "
-            "number of rows, or a share between 0 and 1"
-        )
-    return n_test
-
-
-def _seed(random_state: int | np.random.Generator | np.random.RandomState | None) -> int:
-    if isinstance(random_state, np.random.RandomState):
-        return int(random_state.randint(2**31 - 1))
-    if isinstance(random_state, int | np.integer):
-        if random_state < 0:
-            raise ValueError(f"random_state={random_state} is negative; give a number from 0 up")
-        return int(random_state)
-    return int(np.random.default_rng(random_state).integers(2**63))
+    return Dataset(resolved, options, identity=open_arrays(resolved, options).identity)

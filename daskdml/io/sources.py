@@ -18,7 +18,8 @@ from daskdml.io import buffers, checks
 from daskdml.io.arrays import default_chunks
 from daskdml.io.chunks import ChunkReader, ReadStats, row_bounds
 from daskdml.io.dask_rows import DaskSource
-from daskdml.io.dataset import PARTS, Dataset, open_dataset
+from daskdml.io.dataset import Dataset, open_dataset
+from daskdml.io.layout import PARTS
 from daskdml.io.store import open_node, resolve_url
 from daskdml.kernels.block import Block
 

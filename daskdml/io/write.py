@@ -13,7 +13,8 @@ import zarr
 
 from daskdml.io import checks
 from daskdml.io.arrays import CHUNK_BYTES, Labels, RowWriter, default_chunks
-from daskdml.io.dataset import FORMAT, PARTS, Dataset, open_dataset
+from daskdml.io.dataset import Dataset, open_dataset
+from daskdml.io.layout import FORMAT, PARTS
 from daskdml.io.staging import Staging, stage
 from daskdml.io.store import resolve_url
 
