@@ -23,11 +23,24 @@ HUBER, EPSILON_INSENSITIVE, SQUARED_EPSILON_INSENSITIVE = 5, 6, 7
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _log1p(e: float) -> float:
+    """Logarithm of 1 + e to full relative accuracy [1]_, at half the price of ``math.log1p``.
+
+    References
+    ----------
+    .. [1] D. Goldberg, "What every computer scientist should know about floating-point
+       arithmetic", ACM Computing Surveys 23(1), 1991, theorem 4.
+    """
+    u = 1.0 + e
+    return e if u == 1.0 else math.log(u) * (e / (u - 1.0))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def value(code: int, param: float, y: float, z: float) -> float:
     """Loss of the prediction `z` for the target `y`; compiled scalar function."""
     if code == LOGISTIC:
         m = y * z
-        return max(-m, 0.0) + math.log1p(math.exp(-abs(m)))
+        return max(-m, 0.0) + _log1p(math.exp(-abs(m)))
     if code == SQUARED:
         return 0.5 * (z - y) * (z - y)
     if code == HINGE:
@@ -79,7 +92,7 @@ def curvature(code: int, param: float, y: float, z: float) -> float:
         return e / ((1.0 + e) * (1.0 + e))
     if code == SQUARED:
         return 1.0
-    if code == HINGE or code == EPSILON_INSENSITIVE:
+    if code in (HINGE, EPSILON_INSENSITIVE):
         return 0.0
     if code == SQUARED_HINGE:
         return 2.0 if y * z < 1.0 else 0.0
@@ -117,7 +130,7 @@ def conjugate(code: int, param: float, y: float, u: float) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _values(code, param, y, z):
+def _values(code: int, param: float, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     out = np.empty(z.size)
     for i in range(z.size):
         out[i] = value(code, param, y[i], z[i])
@@ -125,7 +138,7 @@ def _values(code, param, y, z):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _slopes(code, param, y, z):
+def _slopes(code: int, param: float, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     out = np.empty(z.size)
     for i in range(z.size):
         out[i] = slope(code, param, y[i], z[i])
@@ -133,7 +146,7 @@ def _slopes(code, param, y, z):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _curvatures(code, param, y, z):
+def _curvatures(code: int, param: float, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     out = np.empty(z.size)
     for i in range(z.size):
         out[i] = curvature(code, param, y[i], z[i])
@@ -141,7 +154,7 @@ def _curvatures(code, param, y, z):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _conjugates(code, param, y, u):
+def _conjugates(code: int, param: float, y: np.ndarray, u: np.ndarray) -> np.ndarray:
     out = np.empty(u.size)
     for i in range(u.size):
         out[i] = conjugate(code, param, y[i], u[i])
@@ -405,7 +418,7 @@ LOSSES: dict[str, Loss] = {
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _log_sum_exp(z, row):
+def _log_sum_exp(z: np.ndarray, row: int) -> float:
     top = z[row, 0]
     for k in range(1, z.shape[1]):
         top = max(top, z[row, k])
@@ -416,7 +429,7 @@ def _log_sum_exp(z, row):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _softmax_values(y, z):
+def _softmax_values(y: np.ndarray, z: np.ndarray) -> np.ndarray:
     out = np.empty(z.shape[0])
     for i in range(z.shape[0]):
         out[i] = _log_sum_exp(z, i) - z[i, y[i]]
@@ -424,7 +437,7 @@ def _softmax_values(y, z):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _softmax(z):
+def _softmax(z: np.ndarray) -> np.ndarray:
     out = np.empty(z.shape)
     for i in range(z.shape[0]):
         level = _log_sum_exp(z, i)
@@ -476,7 +489,7 @@ class Multinomial:
                 f"Multinomial needs class indices of shape (n,) and predictions of shape (n, K), "
                 f"but got {y.shape} and {z.shape}; pass one row of predictions for every target."
             )
-        if y.size and not (0 <= y.min() and y.max() < z.shape[1]):
+        if y.size and not (y.min() >= 0 and y.max() < z.shape[1]):
             raise ValueError(
                 f"Multinomial got class indices {y.min()}..{y.max()}, but predictions for "
                 f"{z.shape[1]} classes; encode the labels as 0..{z.shape[1] - 1}."

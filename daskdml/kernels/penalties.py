@@ -92,7 +92,7 @@ class ElasticNet:
     def __post_init__(self) -> None:
         if not 0.0 <= self.l1_ratio <= 1.0:
             raise ValueError(
-                f"l1_ratio is {self.l1_ratio!r}, but must be a number in [0, 1]; pass such a number."
+                f"l1_ratio is {self.l1_ratio!r}, but must be in [0, 1]; pass such a number."
             )
 
     def value(self, w: np.ndarray) -> float:

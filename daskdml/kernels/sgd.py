@@ -1,10 +1,13 @@
 """Stochastic gradient descent of linear models, one row at a time, over one dense block.
 
 The algorithm is scikit-learn's ``SGDClassifier`` / ``SGDRegressor`` [1]_, row for row: with the
-same order of rows the coefficients are the same up to round-off. The iterate is kept as a scaled
-vector, ``w = scale * v``, so that weight decay costs one multiplication a row [2]_; the average of
-the iterates is kept as ``(m + a v) / b`` for the same reason [2]_; L1 is the cumulative penalty of
-[3]_. All of it is in the state, so consecutive blocks give the bits of one block made of them.
+same order of rows the coefficients are the same up to round-off. Two things differ: coefficients
+are float64 whatever the rows are, and the average under an L1 penalty is the mean of the iterates.
+
+The iterate is kept as a scaled vector, ``w = scale * v``, so that weight decay costs one
+multiplication a row [2]_; the average of the iterates is kept as ``(m + a v) / b`` for the same
+reason [2]_; L1 is the cumulative penalty of [3]_. All of it is in the state, so consecutive blocks
+give the bits of one block made of them.
 
 All one-versus-rest problems of a multi-class model are swept together: a row is read once.
 
@@ -19,16 +22,33 @@ References
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from daskdml.kernels.losses import EPSILON_INSENSITIVE, HINGE, Loss, slope, value
+from daskdml.kernels.losses import EPSILON_INSENSITIVE, HINGE, Loss
+from daskdml.kernels.sgd_rows import (
+    ADAPTIVE,
+    CONSTANT,
+    ETA,
+    INTERCEPT,
+    INVSCALING,
+    MEAN_A,
+    MEAN_B,
+    MEAN_INTERCEPT,
+    OBJECTIVE,
+    OPTIMAL,
+    PA1,
+    PA2,
+    SCALE,
+    TOTAL,
+    WEIGHT_NEG,
+    WEIGHT_POS,
+    Rule,
+    Work,
+    sweep,
+)
 
-CONSTANT, OPTIMAL, INVSCALING, ADAPTIVE, PA1, PA2 = 1, 2, 3, 4, 5, 6
 LEARNING_RATES = {
     "constant": CONSTANT,
     "optimal": OPTIMAL,
@@ -38,11 +58,6 @@ LEARNING_RATES = {
     "pa2": PA2,
 }
 PENALTIES = ("l2", "l1", "elasticnet", None)
-
-LARGEST_SLOPE = 1e12
-SMALLEST_SCALE = 1e-9
-TILE = 64
-REDUCTIONS = {"reassoc", "contract", "nsz", "arcp"}
 
 
 @dataclass(frozen=True)
@@ -268,37 +283,6 @@ class SGDState:
         return replace(self, objective_sum=np.zeros_like(self.objective_sum))
 
 
-class _Rule(NamedTuple):
-    """The configuration, in numbers that compiled code reads."""
-
-    loss: int
-    param: float
-    rate: int
-    eta0: float
-    power_t: float
-    alpha: float
-    optimal_start: float
-    decay: float
-    shrink: float
-    average: int
-    fit_intercept: bool
-    classify: bool
-
-
-# Columns of the kernel's scalars, one row for every problem.
-SCALE, INTERCEPT, MEAN_INTERCEPT, A, B, TOTAL, ETA, OBJECTIVE, WEIGHT_NEG, WEIGHT_POS = range(10)
-
-
-class _Work(NamedTuple):
-    """The state, copied, for compiled code to write to."""
-
-    v: np.ndarray
-    mean: np.ndarray
-    applied: np.ndarray
-    scalars: np.ndarray
-    active: np.ndarray
-
-
 def sgd_block(
     state: SGDState,
     config: SGDConfig,
@@ -357,13 +341,13 @@ def sgd_block(
             f"block, but got {state.vectors.shape} and {y.shape}; start from config.init({d})."
         )
     order = np.arange(n) if order is None else np.ascontiguousarray(order, dtype=np.int64)
-    if order.size and not (0 <= order.min() and order.max() < n):
+    if order.size and not (order.min() >= 0 and order.max() < n):
         raise ValueError(f"order visits rows outside 0..{n - 1}; pass row numbers of this block.")
     if sample_weight is None:
         sample_weight = np.ones(1)
     work = _open(state, config)
     rows = (X, np.asarray(y, np.float64), np.asarray(sample_weight, np.float64), order)
-    t = _sweep(_rule(config), work, *rows, float(state.t))
+    t = sweep(_rule(config), work, *rows, float(state.t))
     if not (np.isfinite(work.v).all() and np.isfinite(work.scalars).all()):
         raise ValueError(
             "SGD overflowed: the coefficients are no longer finite; scale the features to unit "
@@ -372,8 +356,8 @@ def sgd_block(
     return _close(state, work, t)
 
 
-def _rule(config: SGDConfig) -> _Rule:
-    return _Rule(
+def _rule(config: SGDConfig) -> Rule:
+    return Rule(
         config.loss.code,
         config.loss.param,
         LEARNING_RATES[config.learning_rate],
@@ -389,7 +373,7 @@ def _rule(config: SGDConfig) -> _Rule:
     )
 
 
-def _open(state: SGDState, config: SGDConfig) -> _Work:
+def _open(state: SGDState, config: SGDConfig) -> Work:
     """Copy the state for the kernel; parts that the state lacks become empty arrays."""
     k = config.n_models
     scalars = np.zeros((k, 10))
@@ -404,18 +388,18 @@ def _open(state: SGDState, config: SGDConfig) -> _Work:
     mean = applied = np.zeros((k, 0))
     if state.averages is not None:
         m, mean = state.averages, state.averages.vectors.copy()
-        scalars[:, MEAN_INTERCEPT], scalars[:, A], scalars[:, B] = m.intercept, m.a, m.b
+        scalars[:, MEAN_INTERCEPT], scalars[:, MEAN_A], scalars[:, MEAN_B] = m.intercept, m.a, m.b
     if state.cumulative is not None:
         applied = state.cumulative.applied.copy()
         scalars[:, TOTAL] = state.cumulative.total
-    return _Work(state.vectors.copy(), mean, applied, scalars, state.active)
+    return Work(state.vectors.copy(), mean, applied, scalars, state.active)
 
 
-def _close(state: SGDState, work: _Work, t: float) -> SGDState:
+def _close(state: SGDState, work: Work, t: float) -> SGDState:
     averages, cumulative = state.averages, state.cumulative
     columns = work.scalars.T.copy()
     if averages is not None:
-        averages = Averages(work.mean, columns[MEAN_INTERCEPT], columns[A], columns[B])
+        averages = Averages(work.mean, columns[MEAN_INTERCEPT], columns[MEAN_A], columns[MEAN_B])
     if cumulative is not None:
         cumulative = Cumulative(columns[TOTAL], work.applied)
     return replace(
@@ -428,170 +412,3 @@ def _close(state: SGDState, work: _Work, t: float) -> SGDState:
         objective_sum=columns[OBJECTIVE],
         t=t,
     )
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTIONS)
-def _dot(X, row, v):
-    total = 0.0
-    for j in range(v.size):
-        total += v[j] * X[row, j]
-    return total
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTIONS)
-def _square_norm(X, row):
-    total = 0.0
-    for j in range(X.shape[1]):
-        x = np.float64(X[row, j])
-        total += x * x
-    return total
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTIONS)
-def _add(v, c, X, row):
-    """Add c times the row to v; return the new squared norm."""
-    square = 0.0
-    for j in range(v.size):
-        new = v[j] + c * X[row, j]
-        v[j] = new
-        square += new * new
-    return square
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTIONS)
-def _norms(v):
-    """Squared and absolute norm."""
-    square, absolute = 0.0, 0.0
-    for j in range(v.size):
-        square += v[j] * v[j]
-        absolute += abs(v[j])
-    return square, absolute
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTIONS)
-def _follow(mean, c, X, row):
-    """Take c times the row from the mean."""
-    for j in range(mean.size):
-        mean[j] -= c * X[row, j]
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _fold(v, scale, mean, a, b):
-    """Multiply a vanishing scale into its vector, after the average took its share."""
-    for j in range(mean.size):
-        mean[j] = (mean[j] + a * v[j]) / b
-    for j in range(v.size):
-        v[j] *= scale
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _truncate(v, scale, total, applied):
-    """Pull each coefficient towards zero, never past it, by the penalty it still owes."""
-    for j in range(v.size):
-        old, got = v[j], applied[j]
-        if old > 0.0:
-            v[j] = max(0.0, old - (total + got) / scale)
-        elif old < 0.0:
-            v[j] = min(0.0, old + (total - got) / scale)
-        applied[j] = got + scale * (v[j] - old)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _step_size(rule, eta, t):
-    if rule.rate == OPTIMAL:
-        return 1.0 / (rule.alpha * (rule.optimal_start + t - 1.0))
-    if rule.rate == INVSCALING:
-        return rule.eta0 / math.pow(t, rule.power_t)
-    return eta
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _update(rule, y, p, eta, norm):
-    """Multiple of the row to add: down the slope, or as far as the row's loss asks."""
-    if rule.rate < PA1:
-        g = slope(rule.loss, rule.param, y, p)
-        return -eta * min(max(g, -LARGEST_SLOPE), LARGEST_SLOPE)
-    gap = value(rule.loss, rule.param, y, p)
-    if rule.rate == PA1:
-        step = min(rule.eta0, gap / norm)
-    else:
-        step = gap / (norm + 0.5 / rule.eta0)
-    if rule.loss == HINGE:
-        return step * y
-    return -step if y < p else step
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _rows(rule, v, mean, applied, s, X, y, weight, order, t):
-    """Sweep one problem over the rows in `order`; return the new t."""
-    scale, intercept, a, b, total = s[SCALE], s[INTERCEPT], s[A], s[B], s[TOTAL]
-    mean_intercept, objective = s[MEAN_INTERCEPT], s[OBJECTIVE]
-    square, absolute = _norms(v)
-    square, absolute = square * scale * scale, absolute * scale
-    eta, norm = s[ETA], 0.0
-    for i in range(order.size):
-        row = order[i]
-        p = _dot(X, row, v) * scale + intercept
-        objective += value(rule.loss, rule.param, y[i], p)
-        if rule.rate >= PA1:
-            norm = _square_norm(X, row)
-            if norm == 0.0 and rule.rate == PA1:
-                continue
-        else:
-            objective += 0.5 * rule.decay * square + rule.shrink * absolute
-        eta = _step_size(rule, eta, t)
-        update = _update(rule, y[i], p, eta, norm) * weight[i]
-        if rule.decay > 0.0:
-            shrunk = max(0.0, 1.0 - eta * rule.decay)
-            scale, absolute = scale * shrunk, absolute * shrunk
-            square *= shrunk * shrunk
-            if scale < SMALLEST_SCALE:
-                _fold(v, scale, mean, a, b)
-                scale, a, b = 1.0, 0.0, 1.0
-        if update != 0.0:
-            square = _add(v, update / scale, X, row) * scale * scale
-            if rule.shrink > 0.0:
-                absolute = _norms(v)[1] * scale
-            if rule.fit_intercept:
-                intercept += update
-        if 0 < rule.average <= t:
-            count = t - rule.average + 1.0
-            if update != 0.0:
-                _follow(mean, a * update / scale, X, row)
-            if count > 1.0:
-                b /= 1.0 - 1.0 / count
-            a += b * scale / count
-            mean_intercept += (intercept - mean_intercept) / count
-        if rule.shrink > 0.0:
-            total += rule.shrink * eta
-            _truncate(v, scale, total, applied)
-        t += 1.0
-    s[SCALE], s[INTERCEPT], s[A], s[B], s[TOTAL] = scale, intercept, a, b, total
-    s[MEAN_INTERCEPT], s[OBJECTIVE] = mean_intercept, objective
-    return t
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _sweep(rule, work, X, y, weight, order, t):
-    """Visit a few rows at a time with every problem, so that rows stay in cache."""
-    n_models = work.v.shape[0]
-    targets, weights = np.empty(TILE), np.empty(TILE)
-    for first in range(0, order.size, TILE):
-        rows = order[first : first + TILE]
-        end = t
-        for k in range(n_models):
-            if not work.active[k]:
-                continue
-            s = work.scalars[k]
-            for i in range(rows.size):
-                row = rows[i]
-                targets[i] = y[row]
-                if rule.classify:
-                    targets[i] = 1.0 if y[row] == (k if n_models > 1 else 1) else -1.0
-                weights[i] = s[WEIGHT_POS] if targets[i] > 0.0 else s[WEIGHT_NEG]
-                weights[i] *= weight[row] if weight.size > 1 else weight[0]
-            end = _rows(
-                rule, work.v[k], work.mean[k], work.applied[k], s, X, targets, weights, rows, t
-            )
-        t = end
-    return t
