@@ -203,7 +203,7 @@ class FitEnd:
     label : str
         Name of the fit, as in its `FitStart`.
     reason : str
-        Why it ended, in one sentence.
+        Why it ended, as a clause: "the certified gap is below tol".
     seconds : float
         Wall clock of the fit.
     certificate : Certificate or None
@@ -211,7 +211,7 @@ class FitEnd:
 
     Examples
     --------
-    >>> FitEnd("logistic-newton", "The certified gap is below tol.", 6.5, None).seconds
+    >>> FitEnd("logistic-newton", "the certified gap is below tol", 6.5, None).seconds
     6.5
     """
 

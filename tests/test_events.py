@@ -6,7 +6,7 @@ import pytest
 
 from daskdml.events import FitEnd, FitStart, Message, PassStart, emit
 
-END = FitEnd("fit", "It is done.", 1.0, None)
+END = FitEnd("fit", "it is done", 1.0, None)
 
 
 class Broken:

@@ -145,10 +145,10 @@ def _fit_start_lines(event: FitStart) -> list[str]:
 
 
 def _fit_end_text(event: FitEnd) -> str:
-    text = f"{event.label}: {seconds_text(event.seconds)}. {event.reason}"
+    text = f"{event.label}: {seconds_text(event.seconds)}; {event.reason}"
     if event.certificate is not None:
-        kind = "Certified" if event.certificate.rigorous else "Estimated"
-        text += f" {kind} relative gap {event.certificate.relative:.2g}."
+        kind = "certified" if event.certificate.rigorous else "estimated"
+        text += f"; {kind} relative gap {event.certificate.relative:.2g}"
     return text
 
 

@@ -50,7 +50,7 @@ def events(n_blocks: int = 6) -> Iterator[Event]:
         nbytes = 0 if index == 2 else n_blocks * STORED
         yield PassEnd("newton", index, 0.4, objective, gap, relative, nbytes, 0, 0, 0, 0, 0)
         now += 0.4
-    yield FitEnd("logistic", "The certified gap is below tol.", 1.25, Certificate())
+    yield FitEnd("logistic", "the certified gap is below tol", 1.25, Certificate())
 
 
 def history() -> list[Record]:

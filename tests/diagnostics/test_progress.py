@@ -16,7 +16,7 @@ logistic: 4,000 rows x 100 features
 newton, pass 1: {visited}, 180 MB read, objective 0.52, gap 0.2 (relative 0.38)
 newton, pass 2: {visited}, 180 MB read, objective 0.3205, gap 0.0005 (relative 0.0016)
 newton, pass 3: {visited}, 0 B read, objective 0.320001, gap 1e-09 (relative 3.1e-09)
-logistic: 1.25 s. The certified gap is below tol. Certified relative gap 3.1e-09.
+logistic: 1.25 s; the certified gap is below tol; certified relative gap 3.1e-09
 """
 LOST = "Worker worker-1 was lost; its blocks are read again.\n"
 EXPECTED = LINES.replace("newton, pass 2", LOST + "newton, pass 2").format(
