@@ -18,7 +18,7 @@ from zarr.storage import LocalStore
 
 from daskdml.io import buffers
 from daskdml.io.codecs import codec_name, decode_into
-from daskdml.io.store import retrying
+from daskdml.io.store import object_name, retrying
 
 __all__ = ["ChunkError", "ChunkReader", "ReadStats", "row_bounds"]
 
@@ -178,7 +178,11 @@ class ChunkReader:
 
     def chunk_name(self, index: int) -> str:
         """The object in which chunk `index` is stored: a path or URL."""
-        return f"{self.array.store_path}/{self._key(index)}"
+        return object_name(self._store, self._path(index))
+
+    def _path(self, index: int) -> str:
+        """The object's key in the store."""
+        return f"{self.array.store_path.path}/{self._key(index)}".lstrip("/")
 
     def _key(self, index: int) -> str:
         coords = (index,) + (0,) * len(self._row_shape)
@@ -205,11 +209,7 @@ class ChunkReader:
         return piece.lo * self._row_nbytes, piece.hi * self._row_nbytes
 
     def _read_local(self, piece: _Piece) -> ReadStats:
-        path = os.path.join(
-            str(self._store.root),  # type: ignore[attr-defined]
-            self.array.store_path.path,
-            self._key(piece.chunk),
-        )
+        path = self.chunk_name(piece.chunk)
         began = time.perf_counter()
         try:
             with open(path, "rb", buffering=0) as file:
@@ -254,9 +254,8 @@ class ChunkReader:
         return ReadStats(read - began, time.perf_counter() - read, nbytes)
 
     async def _fetch(self, piece: _Piece) -> np.ndarray | None:
-        key = f"{self.array.store_path.path}/{self._key(piece.chunk)}".lstrip("/")
         wanted = RangeByteRequest(*self._byte_range(piece)) if self._codec == "none" else None
-        got = await self._store.get(key, default_buffer_prototype(), wanted)
+        got = await self._store.get(self._path(piece.chunk), default_buffer_prototype(), wanted)
         return None if got is None else np.asarray(got.as_numpy_array()).view(np.uint8)
 
     def _fetch_again(self, piece: _Piece, error: Exception) -> np.ndarray | None:

@@ -206,17 +206,13 @@ class DaskSource:
         names = [getattr(part, "name", None) for part in (self.X, self.y, self.sample_weight)]
         return f"dask-{hashlib.sha256(repr(names).encode()).hexdigest()[:32]}"
 
-    def x_key(self, i: int) -> Hashable:
-        """Key of the task that gives block i of X."""
-        return (self.X.name, i, 0)
-
-    def y_key(self, i: int) -> Hashable:
-        """Key of the task that gives block i of y."""
-        return (self.y.name, i)
-
-    def w_key(self, i: int) -> Hashable:
-        """Key of the task that gives block i of the weights."""
-        return (self.sample_weight.name, i)
+    def block_keys(self, index: int) -> tuple[tuple[Hashable, ...], ...]:
+        """Give the keys of the tasks that make a block: X's, y's and the weights', one or none."""
+        others = (self.y, self.sample_weight)
+        return (
+            ((self.X.name, index, 0),),
+            *(((part.name, index),) if part is not None else () for part in others),
+        )
 
     def graph(self) -> dict[Hashable, Any]:
         """Give all tasks behind the blocks' keys, optimised together: ``{key: task}``."""

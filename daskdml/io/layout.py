@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from daskdml.io.chunks import ChunkReader
-from daskdml.io.store import open_node
+from daskdml.io.store import open_node, retrying
 
 __all__ = ["FORMAT", "PARTS", "Opened", "open_arrays", "opened_arrays"]
 
@@ -95,7 +95,7 @@ def _from_group(url: str, node: zarr.Group | zarr.Array[Any]) -> Opened:
             "for it, or write it again with overwrite=True"
         )
     prefix = (own or {}).get("prefix", "")
-    readers = {part: _reader(node, prefix + part, own is not None) for part in PARTS}
+    readers = {part: _reader(url, node, prefix + part, own is not None) for part in PARTS}
     X = readers["X"]
     if X is None:
         raise ValueError(f"{url} is a Zarr group without an array X; a data set has one")
@@ -117,8 +117,8 @@ def _strings(names: Iterable[str] | None) -> tuple[str, ...] | None:
     return None if names is None else tuple(names)
 
 
-def _reader(group: zarr.Group, name: str, strict: bool) -> ChunkReader | None:
-    node = group.get(name)
+def _reader(url: str, group: zarr.Group, name: str, strict: bool) -> ChunkReader | None:
+    node = retrying(lambda: group.get(name), f"opening {name} of {url}")
     return ChunkReader(node, strict=strict) if isinstance(node, zarr.Array) else None
 
 

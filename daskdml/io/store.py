@@ -16,7 +16,7 @@ from zarr.abc.store import Store
 from zarr.errors import NodeNotFoundError
 from zarr.storage import FsspecStore, LocalStore
 
-__all__ = ["filesystem", "open_node", "open_store", "resolve_url", "retrying"]
+__all__ = ["filesystem", "object_name", "open_node", "open_store", "resolve_url", "retrying"]
 
 T = TypeVar("T")
 
@@ -101,22 +101,22 @@ def filesystem(
     ValueError
         Where fsspec does not know the protocol.
     """
-    protocol = split_protocol(url)[0]
+    protocol = split_protocol(url)[0] or "file"
     options = dict(storage_options or {})
-    if protocol is not None:
-        try:
-            cls = fsspec.get_filesystem_class(protocol)
-        except ImportError as error:
-            raise _missing_package(url, error) from error
-        except ValueError as error:
-            raise ValueError(
-                f"{url}: fsspec knows no protocol {protocol!r}; use a path, s3://, hdfs:// or "
-                "another fsspec URL"
-            ) from error
+    try:
         # Synchronous file systems (some take only strings as options) are never asked.
-        if asynchronous and cls.async_impl:
+        if asynchronous and fsspec.get_filesystem_class(protocol).async_impl:
             options["asynchronous"] = True
-    fs, path = url_to_fs(url, **options)
+        fs, path = url_to_fs(url, **options)
+    except ImportError as error:
+        raise _missing_package(url, error) from error
+    except ValueError as error:
+        if "rotocol" not in str(error):
+            raise
+        raise ValueError(
+            f"{url}: fsspec knows no protocol {protocol!r}; use a path, s3://, hdfs:// or another "
+            "fsspec URL"
+        ) from error
     return fs, path
 
 
@@ -152,6 +152,22 @@ def open_store(
 
         fs = AsyncFileSystemWrapper(fs, asynchronous=True)
     return FsspecStore(fs, read_only=read_only, path=path)
+
+
+def object_name(store: Store, key: str) -> str:
+    """Name an object of a store for people: a path or URL where the store has one.
+
+    Examples
+    --------
+    >>> object_name(LocalStore("/data/train.zarr"), "X/c/0/0")
+    '/data/train.zarr/X/c/0/0'
+    """
+    if isinstance(store, LocalStore):
+        return os.path.join(str(store.root), key)
+    if isinstance(store, FsspecStore):
+        fs = getattr(store.fs, "sync_fs", store.fs)
+        return str(fs.unstrip_protocol(f"{store.path.rstrip('/')}/{key}"))
+    return f"{store}/{key}"
 
 
 def open_node(

@@ -174,7 +174,7 @@ def _blocks(X: Any, y: Any, sample_weight: Any) -> Iterator[_Parts]:
     parts = {"X": X}
     if y is not None:
         parts["y"] = y if isinstance(y, zarr.Array) else checks.targets(_computed(y))
-        checks.check_lengths(n_rows, y=len(parts["y"]))
+        checks.check_lengths(n_rows, y=parts["y"].shape[0])
     if sample_weight is not None:
         parts["sample_weight"] = checks.weights(_computed(sample_weight), n_rows)
     return _slices(parts)
@@ -222,7 +222,7 @@ def _checked(X: Any, y: Any = None, sample_weight: Any = None) -> _Parts:
     n_rows = len(parts["X"])
     if y is not None:
         parts["y"] = checks.targets(y)
-        checks.check_lengths(n_rows, y=len(parts["y"]))
+        checks.check_lengths(n_rows, y=parts["y"].shape[0])
     if sample_weight is not None:
         parts["sample_weight"] = checks.weights(sample_weight, n_rows)
     return parts
