@@ -418,31 +418,32 @@ LOSSES: dict[str, Loss] = {
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _log_sum_exp(z: np.ndarray, row: int) -> float:
-    top = z[row, 0]
-    for k in range(1, z.shape[1]):
-        top = max(top, z[row, k])
-    total = 0.0
-    for k in range(z.shape[1]):
-        total += math.exp(z[row, k] - top)
+def softmax(z: np.ndarray, p: np.ndarray) -> float:
+    """Write the probabilities of one row's scores to p; return log(sum(exp(z))); compiled."""
+    top, total = z[0], 0.0
+    for k in range(1, z.size):
+        top = max(top, z[k])
+    for k in range(z.size):
+        p[k] = math.exp(z[k] - top)
+        total += p[k]
+    for k in range(z.size):
+        p[k] /= total
     return top + math.log(total)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _softmax_values(y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    out = np.empty(z.shape[0])
+    out, p = np.empty(z.shape[0]), np.empty(z.shape[1])
     for i in range(z.shape[0]):
-        out[i] = _log_sum_exp(z, i) - z[i, y[i]]
+        out[i] = softmax(z[i], p) - z[i, y[i]]
     return out
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _softmax(z: np.ndarray) -> np.ndarray:
+def _softmax_rows(z: np.ndarray) -> np.ndarray:
     out = np.empty(z.shape)
     for i in range(z.shape[0]):
-        level = _log_sum_exp(z, i)
-        for k in range(z.shape[1]):
-            out[i, k] = math.exp(z[i, k] - level)
+        softmax(z[i], out[i])
     return out
 
 
@@ -472,13 +473,13 @@ class Multinomial:
     def slope(self, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         """Gradient in z: probabilities minus the one-hot target, float64 of shape (n, K)."""
         y, z = self._pair(y, z)
-        p = _softmax(z)
+        p = _softmax_rows(z)
         p[np.arange(y.size), y] -= 1.0
         return p
 
     def probabilities(self, z: np.ndarray) -> np.ndarray:
         """Softmax of every row, float64 of shape (n, K)."""
-        return _softmax(np.ascontiguousarray(z, dtype=np.float64))
+        return _softmax_rows(np.ascontiguousarray(z, dtype=np.float64))
 
     @staticmethod
     def _pair(y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -343,10 +343,14 @@ def sgd_block(
     order = np.arange(n) if order is None else np.ascontiguousarray(order, dtype=np.int64)
     if order.size and not (order.min() >= 0 and order.max() < n):
         raise ValueError(f"order visits rows outside 0..{n - 1}; pass row numbers of this block.")
-    if sample_weight is None:
-        sample_weight = np.ones(1)
+    weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    if weight.shape != (n,):
+        raise ValueError(
+            f"sample_weight has shape {weight.shape}, but the block has {n} rows; pass "
+            f"one weight for every row."
+        )
     work = _open(state, config)
-    rows = (X, np.asarray(y, np.float64), np.asarray(sample_weight, np.float64), order)
+    rows = (X, np.asarray(y, np.float64), weight, order)
     t = sweep(_rule(config), work, *rows, float(state.t))
     if not (np.isfinite(work.v).all() and np.isfinite(work.scalars).all()):
         raise ValueError(

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 
 from daskdml.kernels.losses import HINGE, slope, value
+from daskdml.kernels.prefetch import AHEAD, prefetch_row
 
 CONSTANT, OPTIMAL, INVSCALING, ADAPTIVE, PA1, PA2 = 1, 2, 3, 4, 5, 6
 LARGEST_SLOPE = 1e12  # steeper slopes are cut, as in scikit-learn
 SMALLEST_SCALE = 1e-9  # a smaller scale is multiplied into its vector
 TILE = 64  # rows that stay in cache while every problem sweeps them
-AHEAD = 8  # rows between asking memory for a row and reading it
 REDUCTIONS = {"reassoc", "contract", "nsz", "arcp"}
 
 
@@ -127,25 +124,6 @@ def _truncate(
             mean[j] -= a * (v[j] - old)
 
 
-@intrinsic
-def _prefetch(typingctx: Any, X: Any, row: Any, j: Any) -> Any:
-    """Ask for the cache line of X[row, j], without waiting for it."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        address = cgutils.get_item_pointer(
-            context, builder, signature.args[0], array, list(args[1:]), wraparound=False
-        )
-        byte, int32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, int32, int32, int32])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        read, keep, data = int32(0), int32(3), int32(1)
-        builder.call(function, [builder.bitcast(address, byte), read, keep, data])
-        return context.get_dummy_value()
-
-    return types.none(X, types.intp, types.intp), codegen
-
-
 @njit(cache=True, nogil=True, error_model="numpy")
 def _step_size(rule: Rule, eta: float, t: float) -> float:
     if rule.rate == OPTIMAL:
@@ -196,8 +174,7 @@ def _rows(
     for i in range(first, last):
         row = order[i]
         if ahead and i + AHEAD < order.size:
-            for j in range(0, X.shape[1], 64 // X.itemsize):
-                _prefetch(X, order[i + AHEAD], j)  # type: ignore[call-arg]
+            prefetch_row(X, order[i + AHEAD])
         p = _dot(X, row, v) * scale + intercept
         objective += value(rule.loss, rule.param, y[i - first], p)
         if rule.rate >= PA1:
@@ -263,9 +240,8 @@ def sweep(
                 target = y[row]
                 if rule.classify:
                     target = 1.0 if target == (k if n_models > 1 else 1) else -1.0
-                share = weight[row] if weight.size > 1 else weight[0]
                 targets[i - first] = target
-                weights[i - first] = share * s[WEIGHT_POS if target > 0.0 else WEIGHT_NEG]
+                weights[i - first] = weight[row] * s[WEIGHT_POS if target > 0.0 else WEIGHT_NEG]
             end = _rows(
                 rule,
                 work.v[k],

@@ -252,5 +252,7 @@ def test_bad_blocks_are_refused():
     config = SGDConfig(Logistic())
     with pytest.raises(ValueError, match=r"start from config.init\(7\)"):
         sgd_block(config.init(6), config, X, y)
+    with pytest.raises(ValueError, match="one weight for every row"):
+        sgd_block(config.init(7), config, X, y, np.ones(1))
     with pytest.raises(ValueError, match=r"outside 0\.\.239"):
         sgd_block(config.init(7), config, X, y, order=np.array([240]))
