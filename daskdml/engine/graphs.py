@@ -15,6 +15,7 @@ from typing import Any
 from dask.task_spec import DataNode, List, Task, TaskRef
 
 from daskdml.engine import tasks
+from daskdml.engine.collections import block_tasks
 from daskdml.engine.memory import FAN_IN
 from daskdml.io.sources import DaskSource
 
@@ -62,14 +63,23 @@ def group_rows(chunk_bounds: Sequence[int], row_nbytes: int, target: int) -> tup
     return tuple(groups)
 
 
-def _load(read: tasks.Read, key: Any, group: Group, gate: list[Any]) -> Task:
-    """The task that brings one group into memory, after the results named in `gate`."""
-    source = read.source
-    if isinstance(source, DaskSource):  # other tasks make the rows
-        arrays = List(*(List(*map(TaskRef, keys)) for keys in source.block_keys(group.index)))
-        about = (read.token, group.index, group.rows, source.dtype)
-        return Task(key, tasks.assemble, *about, arrays, *gate)
-    return Task(key, tasks.load, read, group.index, group.start, group.stop, *gate)
+def _load(
+    graph: dict[Any, Any], name: str, read: tasks.Read, key: Any, group: Group, gate: list[Any]
+) -> list[Any]:
+    """Add what brings one group into memory after the results named in `gate`; the keys added."""
+    how = f"{name}-how"
+    if not isinstance(read.source, DaskSource):
+        graph.setdefault(how, DataNode(how, read))
+        graph[key] = Task(
+            key, tasks.load, TaskRef(how), group.index, group.start, group.stop, *gate
+        )
+        return [key]
+    made, arrays = block_tasks(read.source, name, group.start, group.stop, gate)
+    nested = List(*(List(*map(TaskRef, keys)) for keys in arrays))
+    about = (read.token, group.index, group.rows, read.source.dtype)
+    graph.update(made)
+    graph[key] = Task(key, tasks.assemble, *about, nested, *gate)
+    return [*made, key]
 
 
 def pass_graph(
@@ -102,9 +112,9 @@ def pass_graph(
         for at, group in enumerate(groups):
             gate = [TaskRef((name, groups[at - 1 - prefetch].index))] if at > prefetch else []
             load, key = (f"{name}-read", group.index), (name, group.index)
-            graph[load] = _load(read, load, group, gate)
+            loads = _load(graph, name, read, load, group, gate)
             graph[key] = Task(key, tasks.compute, TaskRef(fn_key), TaskRef(load), group.start)
-            lane_of[load] = lane_of[key] = lane
+            lane_of.update(dict.fromkeys([*loads, key], lane))
     parts: list[Any] = [(name, i) for i in sorted(g.index for lane in lanes for g in lane)]
     return Graph(graph | tree(f"{name}-sum", parts), [(f"{name}-sum", -1)], lane_of)
 
@@ -182,11 +192,11 @@ def rounds_graph(
             done = walked.setdefault(k, [])
             gate = [TaskRef(done[-1 - prefetch])] if len(done) > prefetch else []
             load, work = (f"{name}-read", t, k), (name, t, k)
-            graph[load] = _load(read, load, group, gate)
+            loads = _load(graph, name, read, load, group, gate)
             graph[work] = Task(
                 work, tasks.local_round, TaskRef(fns), base, TaskRef(load), group, t, k
             )
-            lane_of[load] = lane_of[work] = k
+            lane_of.update(dict.fromkeys([*loads, work], k))
             done.append(work)
             results.append(TaskRef(work))
         after = (f"{name}-state", t)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import asdict
 from typing import Any
 
 TOPIC = "daskdml-blocks"
@@ -39,7 +40,7 @@ def tell(record: Any) -> None:
     """Send a block's record to the client that runs the fit, while the pass goes on."""
     worker = current_worker()
     if worker is not None:
-        worker.log_event(TOPIC, record)
+        worker.log_event(TOPIC, asdict(record))
 
 
 def global_client() -> Any | None:

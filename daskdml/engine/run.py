@@ -160,7 +160,7 @@ class Data:
         self.source = source
         self.token = uuid.uuid4().hex[:12]
         self.runner = engine.runner(source.in_memory)
-        self.groups = _groups(source)
+        self.groups = group_rows(source.chunk_bounds, source.row_nbytes, GROUP_BYTES)
         self.totals = NOTHING
         self.passes = 0
         self._where: dict[int, str] = {}
@@ -171,7 +171,7 @@ class Data:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._where:
+        if not self.source.in_memory:
             self.runner.forget(self.token)
 
     @property
@@ -198,7 +198,7 @@ class Data:
             limit=promise,
             baseline=max(w.baseline for w in workers),
             block=max(g.rows for g in self.groups) * self.source.row_nbytes if held else 0,
-            encoded=_largest_chunk(self.source) if held else 0,
+            encoded=self.source.scratch_nbytes if held else 0,
             threads=max(w.threads for w in workers),
             prefetch=1 if held else 0,
             needs=needs,
@@ -301,7 +301,8 @@ class Data:
     def _read(self, parts: tuple[str, ...]) -> tasks.Read:
         pins = not self.source.in_memory and "X" in parts
         budget = self.plan.pinned if pins else 0
-        return tasks.Read(self.source, parts, self.token, budget)
+        spare = self.plan.threads * (self.plan.block + self.plan.encoded)
+        return tasks.Read(self.source, parts, self.token, budget, spare)
 
     def _lanes(
         self, groups: Sequence[Group], workers: list[Worker] | None
@@ -388,19 +389,6 @@ def _totals(
         transfer=max(0.0, first - began) + max(0.0, stopped - last),
         pinned_rows=sum(r.rows for r in records if r.nbytes == 0 and r.pinned),
     )
-
-
-def _largest_chunk(source: Source) -> int:
-    bounds = source.chunk_bounds
-    return max(b - a for a, b in zip(bounds, bounds[1:], strict=False)) * source.row_nbytes
-
-
-def _groups(source: Source) -> tuple[Group, ...]:
-    bounds = source.chunk_bounds
-    if source.in_memory:  # rows can be cut anywhere
-        rows = max(1, GROUP_BYTES // max(1, source.row_nbytes))
-        bounds = (*range(0, source.n_rows, rows), source.n_rows)
-    return group_rows(bounds, source.row_nbytes, GROUP_BYTES)
 
 
 def _batched(items: Sequence[Any], n: int) -> Iterator[list[Any]]:

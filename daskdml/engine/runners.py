@@ -24,6 +24,7 @@ from daskdml.engine import tasks
 from daskdml.engine.cache import PINNED
 from daskdml.engine.graphs import Graph
 from daskdml.engine.place import TOPIC
+from daskdml.io import buffers
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Inline:
 
     def forget(self, token: str) -> None:
         """Drop a fit's pinned blocks."""
-        PINNED.drop(token)
+        forget_blocks(token)
 
 
 class Threads(Inline):
@@ -201,7 +202,7 @@ class Cluster:
             while not finished.is_set():
                 record = heard.get()
                 if record is not None:
-                    told(record)
+                    told(tasks.BlockRecord(**record))
             return list(self.client.gather(futures))
         except BaseException:
             self.client.cancel(futures, force=True)
@@ -211,12 +212,13 @@ class Cluster:
 
     def forget(self, token: str) -> None:
         """Drop a fit's pinned blocks on every worker."""
-        self.client.run(drop_pinned, token, on_error="ignore")
+        self.client.run(forget_blocks, token, on_error="ignore")
 
 
-def drop_pinned(token: str) -> None:
-    """Forget a fit's pinned blocks in this process."""
+def forget_blocks(token: str) -> None:
+    """Forget a fit's pinned blocks in this process, and free buffers that it read into."""
     PINNED.drop(token)
+    buffers.trim()
 
 
 def _layers(graph: Graph, places: Sequence[str]) -> HighLevelGraph:

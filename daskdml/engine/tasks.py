@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -12,10 +13,11 @@ from operator import add
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import threadpoolctl
+from threadpoolctl import ThreadpoolController
 
 from daskdml.engine.cache import PINNED
 from daskdml.engine.place import leave_slot, tell, worker_name
+from daskdml.io import buffers
 from daskdml.kernels.block import Block
 from daskdml.kernels.targets import DataError
 
@@ -27,12 +29,27 @@ ALL_PARTS = ("X", "y", "sample_weight")
 
 @dataclass(frozen=True)
 class Read:
-    """How a block is to be read: from where, which of its parts, and how much may stay pinned."""
+    """How blocks are to be read.
+
+    Parameters
+    ----------
+    source : Source
+        From where.
+    parts : tuple of str
+        What of each row.
+    token : str
+        Names the fit.
+    budget : int
+        Bytes of blocks that may stay pinned in a process.
+    spare : int
+        Bytes of free buffers that a process may keep for the next read.
+    """
 
     source: Source
     parts: tuple[str, ...] = ALL_PARTS
     token: str = ""
     budget: int = 0
+    spare: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,11 +88,15 @@ class Part:
 
 
 class _OneBlasThread:
-    """Holds BLAS to one thread while any task computes, and then gives back what was set."""
+    """Holds BLAS to one thread while any task computes, and then gives back what was set.
+
+    OpenBLAS has one setting for the whole process, and threadpoolctl lets only one thread change
+    it until it has changed it back; so a thread of its own does both.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._controller: threadpoolctl.ThreadpoolController | None = None
+        self._keeper: ThreadPoolExecutor | None = None
         self._inside = 0
         self._limit: Any = None
 
@@ -83,15 +104,18 @@ class _OneBlasThread:
         with self._lock:
             self._inside += 1
             if self._inside == 1:
-                if self._controller is None:
-                    self._controller = threadpoolctl.ThreadpoolController()
-                self._limit = self._controller.limit(limits=1, user_api="blas")
+                if self._keeper is None:
+                    self._keeper = ThreadPoolExecutor(1, thread_name_prefix="daskdml-blas")
+                    self._controller = self._keeper.submit(ThreadpoolController).result()
+                limit = self._controller.limit
+                self._limit = self._keeper.submit(limit, limits=1, user_api="blas").result()
 
     def __exit__(self, *exc: object) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                self._limit.restore_original_limits()
+                assert self._keeper is not None
+                self._keeper.submit(self._limit.restore_original_limits).result()
 
 
 ONE_BLAS_THREAD = _OneBlasThread()
@@ -123,6 +147,7 @@ def load(how: Read, index: int, start: int, stop: int, *gate: Any) -> Loaded:
             )  # fmt: skip
             return Loaded(kept, record)
     if not how.source.in_memory:
+        buffers.set_limit(how.spare)
         leave_slot()
     block, stats = how.source.read(start, stop, how.parts)
     pinned = bool(how.budget) and PINNED.offer(how.token, index, block, block.nbytes, how.budget)
@@ -148,6 +173,11 @@ def _join(arrays: list[Any]) -> Any:
     if not arrays:
         return None
     return np.asarray(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def first(value: Any, *gate: Any) -> Any:
+    """The value; `gate` only orders."""
+    return value
 
 
 def compute(fn: Callable[[Block], Any], loaded: Loaded, start: int) -> Part:

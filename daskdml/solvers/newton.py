@@ -15,14 +15,18 @@ from daskdml.solvers import certificates
 from daskdml.solvers.base import Problem, Report, Run, StatsOf
 from daskdml.solvers.certificates import Certificate, Model
 
-BACKTRACKS = (*(-(1.0 - 0.5**k) for k in range(1, 9)), -1.0)  # back from the full step to none
+BACKTRACKS = (-0.5, -0.75, -0.9, -0.97, -0.99, -0.999, -1.0)  # from the full step back to none
 SAMPLE_STEPS = 25
 _SUFFICIENT = 1e-4  # of the predicted decrease (Armijo)
 
 
 @dataclass(frozen=True)
 class NewtonState:
-    """A point, the step that led to it and what was known where that step began."""
+    """A point, the step that led to it and what was known where that step began.
+
+    `direction` is None where there is nothing to search along: at the start, or where the step is
+    proven to decrease f.
+    """
 
     theta: np.ndarray
     direction: np.ndarray | None
@@ -147,7 +151,8 @@ def _advance(
         dtype = np.float64  # float32 products cannot tell this Hessian from a singular one
     elif state.f_before - f <= 1e-15 * abs(f) and gap2 <= 1e-15 * abs(f):
         reason = "round-off hides any further decrease"
-    next_state = NewtonState(after, direction, f, -gap2, dtype)
+    searched = None if np.isfinite(at_next) else direction
+    next_state = NewtonState(after, searched, f, -gap2, dtype)
     return next_state, Report(label, totals, f, certificate, solution, reason)
 
 
