@@ -168,9 +168,11 @@ class Data:
         self.require(needs)
 
     def __enter__(self) -> Data:
+        tasks.ONE_BLAS_THREAD.__enter__()  # a solver's bits must not depend on the core count
         return self
 
     def __exit__(self, *exc: object) -> None:
+        tasks.ONE_BLAS_THREAD.__exit__()
         if not self.source.in_memory:
             self.runner.forget(self.token)
 
