@@ -53,8 +53,9 @@ class Dataset:
         return {**self.__dict__, "_state": None}
 
     def _opened(self) -> tuple[Opened, RowView]:
-        if self._state is None:
-            opened = opened_arrays(self._url, self._options, self._identity)
+        # Asked each time: another data set may have been written to the URL in the meantime.
+        opened = opened_arrays(self._url, self._options, self._identity)
+        if self._state is None or self._state[0] is not opened:
             view = RowView(opened.X.n_rows, opened.X.chunk_rows, self._steps)
             self._state = opened, view
         return self._state
@@ -248,7 +249,10 @@ class Dataset:
         ]
 
     def __repr__(self) -> str:
-        facts = dict(self._facts())
+        try:
+            facts = dict(self._facts())
+        except (OSError, ValueError) as error:
+            return f"<Dataset {self._url}, which cannot be opened: {error}>"
         return f"<Dataset {facts['X']}, {facts['bytes']}, chunks: {facts['chunks']}; {self._url}>"
 
     def _repr_html_(self) -> str:

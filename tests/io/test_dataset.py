@@ -87,9 +87,12 @@ def test_tokens_name_the_rows(ds, tmp_path):
 def test_an_overwritten_data_set_is_not_mixed_up(ds):
     """A copy that travelled before an overwrite says so rather than read other rows."""
     message = pickle.dumps(ds)
+    assert len(ds) == 103
     write_dataset(ds.url, X[:50], overwrite=True)
-    with pytest.raises(ValueError, match="overwritten since"):
-        len(pickle.loads(message))
+    for old in (ds, pickle.loads(message)):
+        with pytest.raises(ValueError, match="overwritten since"):
+            old.read(0, 1)
+        assert "cannot be opened" in repr(old)
 
 
 def test_secrets_are_not_shown(tmp_path):
