@@ -163,6 +163,7 @@ class Data:
         self.groups = group_rows(source.chunk_bounds, source.row_nbytes, GROUP_BYTES)
         self.totals = NOTHING
         self.passes = 0
+        self.peaks: dict[str, int] = {}
         self._where: dict[int, str] = {}
         self._names: set[str] = set()
         self.require(needs)
@@ -173,8 +174,7 @@ class Data:
 
     def __exit__(self, *exc: object) -> None:
         tasks.ONE_BLAS_THREAD.__exit__()
-        if not self.source.in_memory:
-            self.runner.forget(self.token)
+        self.peaks = self.runner.forget(self.token)
 
     @property
     def n_rows(self) -> int:

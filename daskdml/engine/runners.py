@@ -63,8 +63,8 @@ class Runner(Protocol):
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the graph's wanted keys; `places[lane]` is the worker a lane should run on."""
 
-    def forget(self, token: str) -> None:
-        """Drop a fit's pinned blocks everywhere."""
+    def forget(self, token: str) -> dict[str, int]:
+        """Drop a fit's pinned blocks everywhere; gives each process's peak resident bytes."""
 
 
 def resident_bytes() -> int:
@@ -98,9 +98,9 @@ class Inline:
     def _get(self, graph: Graph) -> Any:
         return dask.get(graph.tasks, graph.wanted)
 
-    def forget(self, token: str) -> None:
+    def forget(self, token: str) -> dict[str, int]:
         """Drop a fit's pinned blocks."""
-        forget_blocks(token)
+        return {"": forget_blocks(token)}
 
 
 class Threads(Inline):
@@ -210,15 +210,23 @@ class Cluster:
         finally:
             self.client.unsubscribe_topic(TOPIC)
 
-    def forget(self, token: str) -> None:
+    def forget(self, token: str) -> dict[str, int]:
         """Drop a fit's pinned blocks on every worker."""
-        self.client.run(forget_blocks, token, on_error="ignore")
+        return dict(self.client.run(forget_blocks, token, on_error="ignore"))
 
 
-def forget_blocks(token: str) -> None:
-    """Forget a fit's pinned blocks in this process, and free buffers that it read into."""
+def forget_blocks(token: str) -> int:
+    """Forget a fit's pinned blocks and free buffers; gives this process's peak resident bytes."""
     PINNED.drop(token)
     buffers.trim()
+    return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _layers(graph: Graph, places: Sequence[str]) -> HighLevelGraph:

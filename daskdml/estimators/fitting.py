@@ -83,7 +83,7 @@ def fit_linear(source: Source, task: Task) -> Fitted:
         start = task.start(problem) if task.start is not None else None
         solver = task.solver(problem, () if start is not None else sample)
         solution = minimise(problem, solver, run, task.tol, task.max_iter, start)
-        attributes = run_attributes(run, data, solution)
+    attributes = run_attributes(run, data, solution)
     warn_unless_converged(solution, task.tol, ConvergenceWarning)
     d = source.n_features
     coef, intercept = coordinates.to_original(solution.theta[:, :d], solution.theta[:, d])
@@ -107,4 +107,5 @@ def run_attributes(run: Run, data: Data, solution: Solution) -> dict[str, Any]:
         "n_passes_": data.totals.rows / data.n_rows,
         "bytes_read_": data.totals.nbytes,
         "plan_": data.plan,
+        "peak_memory_": data.peaks,
     }

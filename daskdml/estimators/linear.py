@@ -64,6 +64,8 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
         Encoded bytes read from the store.
     plan_ : MemoryPlan
         What was promised per worker.
+    peak_memory_ : dict of str to int
+        Largest resident bytes so far of each worker process, by its address.
     n_features_in_ : int
     feature_names_in_ : ndarray of shape (n_features,)
         Where the data names its columns.
