@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import zarr
 from zarr.abc.store import Store
-from zarr.codecs import ZstdCodec
+from zarr.codecs import BloscCodec
 
 from daskdml.io.store import retrying
 
-__all__ = ["CHUNK_BYTES", "Labels", "RowWriter", "create_array", "default_chunks"]
+__all__ = ["CHUNK_BYTES", "COMPRESSOR", "Labels", "RowWriter", "create_array", "default_chunks"]
 
 CHUNK_BYTES = 16_000_000
 """Decoded bytes of X in a chunk, where the caller does not choose."""
+
+LARGEST_CHUNK = 2**31 - 17
+"""Bytes that Blosc can take in one piece: 2 GiB less its header."""
+
+COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
+"""Compressor of new data sets; docs/format.md shows how it was chosen."""
 
 CHUNKS_AT_ONCE = 4
 """Chunks handed to Zarr in one call, which encodes them side by side."""
@@ -35,7 +42,19 @@ def default_chunks(n_features: int, dtype: np.dtype[Any]) -> int:
 def create_array(
     store: Store, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int
 ) -> zarr.Array[Any]:
-    """Create an array of the documented layout: chunks of full rows, Zstandard with a checksum."""
+    """Create an array of the documented layout: chunks of full rows, `COMPRESSOR`.
+
+    Raises
+    ------
+    ValueError
+        Where a chunk would be larger than the compressor can take.
+    """
+    nbytes = chunk_rows * math.prod(shape[1:]) * dtype.itemsize
+    if nbytes > LARGEST_CHUNK:
+        raise ValueError(
+            f"a chunk of {chunk_rows} rows of {name} has {nbytes} bytes, more than the "
+            f"{LARGEST_CHUNK} that Blosc can hold; pass fewer rows as chunks="
+        )
     return retrying(
         lambda: zarr.create_array(
             store,
@@ -43,7 +62,7 @@ def create_array(
             shape=shape,
             dtype=dtype,
             chunks=(chunk_rows, *shape[1:]),
-            compressors=ZstdCodec(level=0, checksum=True),
+            compressors=COMPRESSOR,
             fill_value=0,
             config={"write_empty_chunks": True},  # a missing chunk is damage, never a zero
             overwrite=True,  # of what an attempt cut off by a transient error left

@@ -14,7 +14,7 @@ from daskdml.io import buffers
 from daskdml.io.chunks import ChunkReader, ReadStats
 from daskdml.io.layout import PARTS, Opened, open_arrays, opened_arrays
 from daskdml.io.store import resolve_url
-from daskdml.io.views import Cut, RowView, Step
+from daskdml.io.views import Cut, RowView, Step, row_view
 from daskdml.kernels.block import Block
 
 __all__ = ["Dataset", "open_dataset"]
@@ -56,7 +56,7 @@ class Dataset:
         # Asked each time: another data set may have been written to the URL in the meantime.
         opened = opened_arrays(self._url, self._options, self._identity)
         if self._state is None or self._state[0] is not opened:
-            view = RowView(opened.X.n_rows, opened.X.chunk_rows, self._steps)
+            view = row_view(opened.X.n_rows, opened.X.chunk_rows, self._steps)
             self._state = opened, view
         return self._state
 

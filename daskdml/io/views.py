@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
-__all__ = ["Cut", "Pick", "RowView", "Run"]
+__all__ = ["Cut", "Pick", "RowView", "Run", "row_view"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,12 @@ class Run:
     hi: int
 
 
+@lru_cache(maxsize=64)
+def row_view(n_stored: int, chunk_rows: int, steps: tuple[Step, ...]) -> RowView:
+    """Give a `RowView`, the same object each time, so that its bounds are found once a process."""
+    return RowView(n_stored, chunk_rows, steps)
+
+
 @dataclass(frozen=True)
 class RowView:
     """Rows of a data set of `n_stored` rows in chunks of `chunk_rows`, after some steps.
@@ -81,7 +87,12 @@ class RowView:
     @property
     def n_rows(self) -> int:
         """Rows that the view shows."""
-        return self.bounds[-1]
+        if not self.steps:
+            return self.n_stored
+        step = self.steps[-1]
+        if isinstance(step, Cut):
+            return step.stop - step.start
+        return step.n_picked if step.picked else self._before.n_rows - step.n_picked
 
     @cached_property
     def bounds(self) -> tuple[int, ...]:

@@ -266,6 +266,15 @@ def test_bad_chunks_are_refused(tmp_path, chunks):
         write_dataset(tmp_path / "a.zarr", X, chunks=chunks)
 
 
+def test_chunks_too_large_for_the_compressor_are_refused(tmp_path):
+    """A chunk beyond 2 GiB is an error before anything is written."""
+    import dask.array as da
+
+    with pytest.raises(ValueError, match=r"a chunk of 6000000 rows.*pass fewer rows as chunks="):
+        write_dataset(tmp_path / "a.zarr", da.zeros((6_000_000, 100), dtype="f4"), chunks=10**7)
+    assert os.listdir(tmp_path) == []
+
+
 def test_zeros_are_written(tmp_path):
     """Chunks of zeros are stored as any other, so that a missing one is always damage."""
     ds = write_dataset(tmp_path / "a.zarr", np.zeros((20, 2)), chunks=5)
