@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from daskdml.engine.memory import Needs
 from daskdml.engine.run import Data, Engine
 from daskdml.events import FitStart
 from daskdml.io.sources import Source
-from daskdml.kernels.linear import SLAB_ROWS
+from daskdml.kernels.linear import Coordinates
 from daskdml.kernels.losses import Loss, Multinomial
 from daskdml.kernels.targets import LabelSummary, Targets
-from daskdml.solvers.base import Problem, Run, Solution, Solver, minimise, warn_unless_converged
+from daskdml.solvers.base import Problem, Run, Solution, minimise, warn_unless_converged
+from daskdml.solvers.choice import choose_solver
 from daskdml.solvers.problems import find_coordinates, sample_groups, scan_targets
 
 
@@ -32,8 +33,7 @@ class Task:
     classification : bool
     describe : callable
         `LabelSummary` -> (loss, targets, l2): what depends on the labels.
-    solver : callable
-        (problem size P, sample groups) -> Solver.
+    solver : {"auto", "newton", "lbfgs"}
     tol, max_iter : float, int
     fit_intercept : bool
     start : callable or None
@@ -43,7 +43,7 @@ class Task:
     label: str
     classification: bool
     describe: Callable[[LabelSummary], tuple[Loss | Multinomial, Targets, float]]
-    solver: Callable[[Problem, tuple[Any, ...]], Solver]
+    solver: str
     tol: float
     max_iter: int
     fit_intercept: bool
@@ -71,31 +71,25 @@ def fit_linear(source: Source, task: Task) -> Fitted:
         )
         run = Run(data, task.label)
         loss, targets, l2 = task.describe(scan_targets(data, task.classification, task.label))
+        d = source.n_features
         outputs = len(targets.classes) if isinstance(loss, Multinomial) else 1  # type: ignore[arg-type]
-        data.require(hessian_needs(outputs * (source.n_features + 1), source.dtype))
+        as_stored = Coordinates.identity(d)
+        problem = Problem(loss, targets, l2, d, outputs, task.fit_intercept, as_stored)
         sample = sample_groups(data.groups)
+        solver = choose_solver(task.solver, problem, sample, data.groups, source.dtype.itemsize)
+        data.require(solver.needs(problem, data))
         coordinates = find_coordinates(
             data, sample or data.groups[:1], task.fit_intercept, task.label
         )
-        problem = Problem(
-            loss, targets, l2, source.n_features, outputs, task.fit_intercept, coordinates
-        )
+        problem = replace(problem, coordinates=coordinates)
         start = task.start(problem) if task.start is not None else None
-        solver = task.solver(problem, () if start is not None else sample)
         solution = minimise(problem, solver, run, task.tol, task.max_iter, start)
     attributes = run_attributes(run, data, solution)
     warn_unless_converged(solution, task.tol, ConvergenceWarning)
-    d = source.n_features
     coef, intercept = coordinates.to_original(solution.theta[:, :d], solution.theta[:, d])
     if not task.fit_intercept:
         intercept = np.zeros_like(intercept)
     return Fitted(coef, intercept, solution, attributes)
-
-
-def hessian_needs(P: int, dtype: Any) -> Needs:
-    """Bytes of a Newton pass: slabs of rows, their product and the sum of products."""
-    item = np.dtype(dtype).itemsize
-    return Needs(work=2 * SLAB_ROWS * P * max(item, 8) + 3 * P * P * 8, part=P * P * 8)
 
 
 def run_attributes(run: Run, data: Data, solution: Solution) -> dict[str, Any]:

@@ -144,7 +144,6 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
         """
         source = self._source(X, y, sample_weight, storage_options)
         from daskdml.estimators.fitting import Task, fit_linear
-        from daskdml.solvers.choice import choose_solver
 
         def describe(found: LabelSummary) -> Any:
             classes, factors = class_factors(self, found)
@@ -155,7 +154,7 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
 
         warm = self._start if self.warm_start and hasattr(self, "coef_") else None
         task = Task(
-            "logistic", True, describe, choose_solver(self), self.tol, self.max_iter,
+            "logistic", True, describe, self.solver, self.tol, self.max_iter,
             self.fit_intercept, warm,
         )  # fmt: skip
         fitted = fit_linear(source, task)
@@ -239,13 +238,12 @@ class _LeastSquares(RegressorMixin, LinearEstimator):
     def _fit(self, X: Any, y: Any, sample_weight: Any, storage_options: Any, alpha: float) -> Any:
         source = self._source(X, y, sample_weight, storage_options)
         from daskdml.estimators.fitting import Task, fit_linear
-        from daskdml.solvers.newton import Newton
 
         def describe(found: LabelSummary) -> Any:
             return Squared(), Targets(), alpha / float(found.weights.sum())
 
         task = Task(
-            type(self).__name__.lower(), False, describe, lambda problem, sample: Newton(),
+            type(self).__name__.lower(), False, describe, "auto",
             self.tol, 20, self.fit_intercept,
         )  # fmt: skip
         fitted = fit_linear(source, task)

@@ -270,6 +270,20 @@ def moments(block: Block) -> Moments:
     return Moments(float(n), shift + total / n, np.maximum(square - total**2 / n, 0.0))
 
 
+def standard_rows(X: np.ndarray, coordinates: Coordinates) -> np.ndarray:
+    """``((x - center) / scale, 1)`` of every row of X (n, d): shape (n, d + 1), X's dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> standard_rows(np.array([[3.0]]), Coordinates(np.array([1.0]), np.array([2.0])))
+    array([[1., 1.]])
+    """
+    out = np.empty((X.shape[0], X.shape[1] + 1), X.dtype)
+    _standard_rows(X, coordinates.center, 1.0 / coordinates.scale, out)
+    return out
+
+
 def scores(X: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
     """Scores of a linear model on rows as they are stored.
 

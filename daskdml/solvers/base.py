@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from daskdml.engine.memory import Needs
 from daskdml.engine.run import Data, PassTotals
 from daskdml.events import FitEnd
 from daskdml.kernels.block import Block
@@ -51,11 +52,16 @@ class Problem:
         return np.tile(row, (self.n_outputs, 1))
 
     @property
+    def mask(self) -> np.ndarray:
+        """1 for parameters that move, else 0, shape (K, d + 1)."""
+        mask = np.ones((self.n_outputs, self.n_features + 1))
+        mask[:, -1] = self.fit_intercept
+        return mask
+
+    @property
     def free(self) -> np.ndarray:
         """Indices of the parameters that move, of K * (d + 1)."""
-        mask = np.ones((self.n_outputs, self.n_features + 1), dtype=bool)
-        mask[:, -1] = self.fit_intercept
-        return np.flatnonzero(mask)
+        return np.flatnonzero(self.mask)
 
     def zeros(self) -> np.ndarray:
         """The parameters (K, d + 1) of the model that knows nothing."""
@@ -149,7 +155,8 @@ class Report:
 class Solver(Protocol):
     """An algorithm: `start` makes its state, `step` is one pass (or epoch) of it."""
 
-    name: str
+    def needs(self, problem: Problem, data: Data) -> Needs:
+        """Bytes that a pass holds beside its blocks."""
 
     def start(self, problem: Problem, run: Run, theta: np.ndarray | None) -> Any:
         """State before the first step."""

@@ -8,31 +8,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from daskdml.engine.graphs import Group
-from daskdml.engine.run import PassTotals
-from daskdml.kernels.linear import LinearPass, LinearStats
+from daskdml.engine.memory import Needs
+from daskdml.engine.run import Data, PassTotals
+from daskdml.kernels.linear import SLAB_ROWS, LinearPass, LinearStats
 from daskdml.kernels.losses import Multinomial, Squared
 from daskdml.solvers import certificates
 from daskdml.solvers.base import Problem, Report, Run, StatsOf
 from daskdml.solvers.certificates import Certificate, Model
+from daskdml.solvers.search import BACKTRACKS, Searched, shorten
 
-BACKTRACKS = (-0.5, -0.75, -0.9, -0.97, -0.99, -0.999, -1.0)  # from the full step back to none
 SAMPLE_STEPS = 25
-_SUFFICIENT = 1e-4  # of the predicted decrease (Armijo)
 
 
 @dataclass(frozen=True)
-class NewtonState:
-    """A point, the step that led to it and what was known where that step began.
+class NewtonState(Searched):
+    """A point, the step that led to it and the dtype in which products of rows are taken."""
 
-    `direction` is None where there is nothing to search along: at the start, or where the step is
-    proven to decrease f.
-    """
-
-    theta: np.ndarray
-    direction: np.ndarray | None
-    f_before: float
-    slope: float
-    dtype: type
+    dtype: type = np.float64
 
 
 @dataclass(frozen=True)
@@ -50,15 +42,19 @@ class Newton:
     """
 
     sample: tuple[Group, ...] = ()
-    name: str = "newton"
+
+    def needs(self, problem: Problem, data: Data) -> Needs:
+        """Slabs of rows, their product and the sums of products."""
+        P = problem.n_outputs * (problem.n_features + 1)
+        return Needs(work=2 * SLAB_ROWS * P * 8 + 3 * P * P * 8, part=P * P * 8)
 
     def start(self, problem: Problem, run: Run, theta: np.ndarray | None) -> NewtonState:
         """Solve the sample."""
         dtype = np.dtype(run.data.source.dtype).type
         if isinstance(problem.loss, Squared):
             dtype = np.float64  # one exact pass is worth more than two fast ones
-        state = _fresh(problem.zeros() if theta is None else theta, dtype)
-        if not self.sample:
+        state = NewtonState(problem.zeros() if theta is None else theta, dtype=dtype)
+        if theta is not None or not self.sample:
             return state
         enough = 0.1 * len(problem.free) / sum(g.rows for g in self.sample)
         for _ in range(SAMPLE_STEPS):
@@ -67,7 +63,7 @@ class Newton:
             if report.reason or (report.certificate is not None and -state.slope < enough):
                 break
         # A sample may mislead (rows sorted by class): the first pass also looks back to 0.
-        return NewtonState(state.theta, state.theta, np.inf, 0.0, state.dtype)
+        return NewtonState(state.theta, state.theta, dtype=state.dtype)
 
     def step(self, problem: Problem, run: Run, state: NewtonState) -> tuple[NewtonState, Report]:
         """One pass over all rows."""
@@ -88,35 +84,11 @@ class Newton:
         label = f"{run.label}-{what}"
         stats, totals = run.data.map_reduce(StatsOf(problem.targets, at), label, groups)
         f = problem.objective(stats.loss, stats.weight, state.theta)
-        shorter = _shorten(problem, state, stats, f)
+        shorter = shorten(problem, state, stats, f)
         if shorter is not None:
             report = Report(label, totals, f, None, state.theta)
             return replace(state, theta=shorter, direction=None), report
         return _advance(problem, state, stats, f, label, totals)
-
-
-def _fresh(theta: np.ndarray, dtype: type) -> NewtonState:
-    return NewtonState(theta, None, np.inf, 0.0, dtype)
-
-
-def _shorten(
-    problem: Problem, state: NewtonState, stats: LinearStats, f: float
-) -> np.ndarray | None:
-    """A shorter step where the full one did not decrease f enough, from the same pass."""
-    if state.direction is None:
-        return None
-    slack = 1e-13 * abs(f)
-    searched = np.isfinite(state.f_before)
-    if searched and f <= state.f_before + _SUFFICIENT * state.slope + slack:
-        return None
-    points = [state.theta + t * state.direction for t in BACKTRACKS]
-    values = [
-        problem.objective(loss, stats.weight, p)
-        for loss, p in zip(stats.line, points, strict=True)
-    ]
-    finite = np.where(np.isfinite(values), values, np.inf)
-    shortest = int(np.argmin(finite))
-    return points[shortest] if searched or finite[shortest] < f else None
 
 
 def _advance(

@@ -1,0 +1,55 @@
+"""Line search without passes of its own: f at shorter steps comes from the pass at the full one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from daskdml.kernels.linear import LinearStats
+from daskdml.solvers.base import Problem
+
+BACKTRACKS = (-0.5, -0.75, -0.9, -0.97, -0.99, -0.999, -1.0)  # from the full step back to none
+_SUFFICIENT = 1e-4  # of the predicted decrease (Armijo)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A point and what was known where the step to it began.
+
+    Parameters
+    ----------
+    theta : ndarray of shape (K, d + 1)
+        The point after the full step.
+    direction : ndarray of shape (K, d + 1) or None
+        The step; None where there is nothing to search along: at the start, or where the step is
+        proven to decrease f.
+    f_before : float
+        f where the step began; infinite for a guess, which is then compared with the zero it
+        is a step from.
+    slope : float
+        Derivative of f along the step where it began.
+    """
+
+    theta: np.ndarray
+    direction: np.ndarray | None = None
+    f_before: float = np.inf
+    slope: float = 0.0
+
+
+def shorten(
+    problem: Problem, state: Searched, stats: LinearStats, f: float
+) -> np.ndarray | None:
+    """The best shorter step where the full one did not decrease f enough, else None."""
+    if state.direction is None:
+        return None
+    searched = bool(np.isfinite(state.f_before))
+    if searched and f <= state.f_before + _SUFFICIENT * state.slope + 1e-13 * abs(f):
+        return None
+    points = [state.theta + t * state.direction for t in BACKTRACKS]
+    values = [
+        problem.objective(loss, stats.weight, p) for loss, p in zip(stats.line, points, strict=True)
+    ]
+    finite = np.where(np.isfinite(values), values, np.inf)
+    best = int(np.argmin(finite))
+    return points[best] if searched or finite[best] < f else None
