@@ -1,0 +1,168 @@
+"""What is timed. Each case runs in a process of its own and prints one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+Result = dict[str, Any]
+
+
+def _arrays(path: Path) -> tuple[Any, Any]:
+    group = zarr.open_group(path, mode="r")
+    return group["X"], group["y"]
+
+
+def bare_read(path: Path, threads: int) -> Result:
+    """Read every chunk with plain Zarr and drop it."""
+    X, _ = _arrays(path)
+    chunk = X.chunks[0]
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        rows = list(pool.map(lambda i: len(X[i : i + chunk]), range(0, X.shape[0], chunk)))
+    return {"seconds": time.perf_counter() - began, "rows": sum(rows)}
+
+
+def _load(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
+    began = time.perf_counter()
+    X, y = _arrays(path)
+    return X[:], y[:], time.perf_counter() - began
+
+
+def sklearn_logistic(path: Path, solver: str, tol: float) -> Result:
+    """scikit-learn's LogisticRegression in memory."""
+    from sklearn.linear_model import LogisticRegression
+
+    X, y, load = _load(path)
+    began = time.perf_counter()
+    clf = LogisticRegression(solver=solver, tol=tol, max_iter=1000).fit(X, y)
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "load": load, **_solution(clf)}
+
+
+def dask_ml_logistic(path: Path, solver: str, tol: float) -> Result:
+    """dask-ml's LogisticRegression on two worker processes, its data persisted."""
+    import dask.array as da
+    from dask.distributed import Client, LocalCluster
+    from dask_ml.linear_model import LogisticRegression
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as c, Client(c):
+        X, y = (da.from_zarr(str(path / part)) for part in "Xy")
+        began = time.perf_counter()
+        X, y = X.persist(), y.persist()
+        clf = LogisticRegression(solver=solver, tol=tol, max_iter=100).fit(X, y)
+        return {"seconds": time.perf_counter() - began, **_solution(clf)}
+
+
+def daskdml_logistic(path: Path, promise: str, tol: float, workers: int) -> Result:
+    """daskdml's LogisticRegression from the store on a running cluster."""
+    import daskdml
+    from daskdml.events import BlockEnd
+
+    X, y = _arrays(path)
+    busy: list[BlockEnd] = []
+    with _cluster(workers) as (client, warm_up):
+        warm_up(daskdml.LogisticRegression, X, y)
+        engine = daskdml.Engine(client, promise, [lambda e: busy.append(e)])
+        with engine:
+            began = time.perf_counter()
+            clf = daskdml.LogisticRegression(tol=tol, max_iter=50).fit(X, y)
+            seconds = time.perf_counter() - began
+    history = clf.history_.to_frame()
+    peaks = clf.peak_memory_.values()
+    return {
+        "seconds": seconds, "passes": clf.n_passes_, "gigabytes": clf.bytes_read_ / 1e9,
+        "certified": clf.certificate_.relative, "rigorous": clf.certificate_.rigorous,
+        "peak_workers": sum(peaks), "peak_worker": max(peaks), "promise": clf.plan_.limit,
+        "read": float(history.read.sum()), "decode": float(history.decode.sum()),
+        "compute": float(history.compute.sum()), **_solution(clf),
+    }  # fmt: skip
+
+
+def daskdml_sgd(path: Path, replicas: int) -> Result:
+    """One epoch of daskdml's SGDClassifier from the store on a running cluster."""
+    import daskdml
+
+    X, y = _arrays(path)
+    with _cluster(replicas) as (client, warm_up):
+        warm_up(lambda: daskdml.SGDClassifier(loss="log_loss", max_iter=1, tol=None), X, y)
+        clf = daskdml.SGDClassifier(
+            loss="log_loss", max_iter=1, tol=None, n_replicas=replicas, random_state=0
+        )
+        with daskdml.Engine(client):
+            began = time.perf_counter()
+            clf.fit(X, y)
+            return {"seconds": time.perf_counter() - began, **_solution(clf)}
+
+
+def sklearn_partial_fit(path: Path) -> Result:
+    """One epoch of a partial_fit loop with scikit-learn's SGDClassifier over the same chunks."""
+    from sklearn.linear_model import SGDClassifier
+
+    X, y = _arrays(path)
+    chunk = X.chunks[0]
+    clf = SGDClassifier(loss="log_loss", random_state=0)
+    began = time.perf_counter()
+    classes = np.unique(y[:])
+    for i in range(0, X.shape[0], chunk):
+        clf.partial_fit(X[i : i + chunk], y[i : i + chunk], classes=classes)
+    return {"seconds": time.perf_counter() - began, **_solution(clf)}
+
+
+class _cluster:  # noqa: N801
+    """Two or more worker processes, imports and compiled kernels warm."""
+
+    def __init__(self, workers: int) -> None:
+        from dask.distributed import Client, LocalCluster
+
+        self.cluster = LocalCluster(
+            n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address=":0"
+        )
+        self.client = Client(self.cluster)
+
+    def __enter__(self) -> tuple[Any, Any]:
+        return self.client, self.warm_up
+
+    def __exit__(self, *exc: object) -> None:
+        self.client.close()
+        self.cluster.close()
+
+    def warm_up(self, make: Any, X: Any, y: Any) -> None:
+        """Fit a little in every worker, so that compiling is not timed."""
+        import dask.array as da
+
+        import daskdml
+
+        rows = 40_000
+        Xd = da.from_array(X[:rows], chunks=(rows // 8, X.shape[1]))
+        yd = da.from_array(y[:rows], chunks=rows // 8)
+        import daskdml.engine.run as engine
+
+        kept, engine.GROUP_BYTES = engine.GROUP_BYTES, 1
+        try:
+            with daskdml.Engine(self.client):
+                make().fit(Xd, yd)
+        finally:
+            engine.GROUP_BYTES = kept
+
+
+def _solution(clf: Any) -> Result:
+    return {"coef": np.asarray(clf.coef_).tolist(), "intercept": np.ravel(clf.intercept_).tolist()}
+
+
+def main() -> None:
+    """Run the case named on the command line with JSON keyword arguments."""
+    name, arguments = sys.argv[1], json.loads(sys.argv[2])
+    arguments["path"] = Path(arguments["path"])
+    print("RESULT " + json.dumps(globals()[name](**arguments)))
+
+
+if __name__ == "__main__":
+    main()
