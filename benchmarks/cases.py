@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,14 +65,11 @@ def dask_ml_logistic(path: Path, solver: str, tol: float) -> Result:
 def daskdml_logistic(path: Path, promise: str, tol: float, workers: int) -> Result:
     """daskdml's LogisticRegression from the store on a running cluster."""
     import daskdml
-    from daskdml.events import BlockEnd
 
     X, y = _arrays(path)
-    busy: list[BlockEnd] = []
     with _cluster(workers) as (client, warm_up):
         warm_up(daskdml.LogisticRegression, X, y)
-        engine = daskdml.Engine(client, promise, [lambda e: busy.append(e)])
-        with engine:
+        with daskdml.Engine(client, promise):
             began = time.perf_counter()
             clf = daskdml.LogisticRegression(tol=tol, max_iter=50).fit(X, y)
             seconds = time.perf_counter() - began
@@ -136,21 +134,19 @@ class _cluster:  # noqa: N801
 
     def warm_up(self, make: Any, X: Any, y: Any) -> None:
         """Fit a little in every worker, so that compiling is not timed."""
-        import dask.array as da
-
         import daskdml
-
-        rows = 40_000
-        Xd = da.from_array(X[:rows], chunks=(rows // 8, X.shape[1]))
-        yd = da.from_array(y[:rows], chunks=rows // 8)
         import daskdml.engine.run as engine
+        from daskdml.io import write_dataset
 
-        kept, engine.GROUP_BYTES = engine.GROUP_BYTES, 1
-        try:
-            with daskdml.Engine(self.client):
-                make().fit(Xd, yd)
-        finally:
-            engine.GROUP_BYTES = kept
+        rows, kept = 40_000, engine.GROUP_BYTES
+        with tempfile.TemporaryDirectory() as folder:
+            few = write_dataset(f"{folder}/few.zarr", X[:rows], y[:rows], chunks=rows // 8)
+            engine.GROUP_BYTES = 1  # a group for each chunk
+            try:
+                with daskdml.Engine(self.client):
+                    make().fit(few)
+            finally:
+                engine.GROUP_BYTES = kept
 
 
 def _solution(clf: Any) -> Result:
