@@ -18,6 +18,7 @@ from daskdml.kernels.linear import Coordinates
 from daskdml.kernels.losses import Loss, Multinomial
 from daskdml.kernels.targets import LabelSummary, Targets
 from daskdml.solvers.base import Problem, Run, Solution, minimise, warn_unless_converged
+from daskdml.solvers.certificates import TINY
 from daskdml.solvers.choice import choose_solver
 from daskdml.solvers.problems import find_coordinates, sample_groups, scan_targets
 
@@ -70,11 +71,15 @@ def fit_linear(source: Source, task: Task) -> Fitted:
             )
         )
         run = Run(data, task.label)
-        loss, targets, l2 = task.describe(scan_targets(data, task.classification, task.label))
+        found = scan_targets(data, task.classification, task.label)
+        loss, targets, l2 = task.describe(found)
         d = source.n_features
         outputs = len(targets.classes) if isinstance(loss, Multinomial) else 1  # type: ignore[arg-type]
         as_stored = Coordinates.identity(d)
-        problem = Problem(loss, targets, l2, d, outputs, task.fit_intercept, as_stored)
+        # A model that knows nothing has a loss of about 1, or half of the targets' mean square.
+        blind = 1.0 if task.classification else 0.5 * found.power / float(found.weights.sum())
+        tiny = max(np.finfo(np.float64).eps * blind, TINY)
+        problem = Problem(loss, targets, l2, d, outputs, task.fit_intercept, as_stored, tiny)
         sample = sample_groups(data.groups)
         solver = choose_solver(task.solver, problem, sample, data.groups, source.dtype.itemsize)
         data.require(solver.needs(problem, data))

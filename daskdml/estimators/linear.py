@@ -329,8 +329,8 @@ class LinearRegression(_LeastSquares):
     --------
     >>> import numpy as np
     >>> from daskdml import LinearRegression
-    >>> round(LinearRegression().fit(np.array([[0.0], [2.0]]), np.array([1.0, 5.0])).coef_[0], 12)
-    2.0
+    >>> LinearRegression().fit(np.array([[0.0], [2.0]]), np.array([1.0, 5.0])).coef_.round(12)
+    array([2.])
     """
 
     _parameter_constraints: dict[str, list[Any]] = {

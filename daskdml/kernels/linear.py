@@ -382,13 +382,14 @@ class LinearPass:
         center, inverse = self.coordinates.center, 1.0 / self.coordinates.scale
         d, K = X.shape[1], self.theta.shape[0]
         P = K * (d + 1)
-        dtype = X.dtype if self.hessian_dtype is None else np.dtype(self.hessian_dtype)
+        # Beside a Hessian, float64 scores and gradients cost nothing, and certificates need them.
+        dtype = X.dtype if self.hessian_dtype is None else np.dtype(np.float64)
         T = np.empty((SLAB_ROWS, d + 1), dtype)
         theta = np.ascontiguousarray(self.theta.T, dtype)
         along = None if self.direction is None else np.ascontiguousarray(self.direction.T, dtype)
         gradient, line = np.zeros((K, d + 1)), np.zeros(len(self.steps))
         hessian = None if self.hessian_dtype is None else np.zeros((K, d + 1, K, d + 1))
-        wide = np.empty((SLAB_ROWS, K, d + 1), dtype) if hessian is not None else None
+        wide = None if hessian is None else np.empty((SLAB_ROWS, K, d + 1), self.hessian_dtype)
         total, absolute, largest = 0.0, 0.0, 0.0
         for start in range(0, X.shape[0], SLAB_ROWS):
             Xs, ys, ss = (a[start : start + SLAB_ROWS] for a in (X, y, s))
@@ -410,7 +411,7 @@ class LinearPass:
                 flat = wide[:m].reshape(m, P)
                 hessian -= (flat.T @ flat).reshape(K, d + 1, K, d + 1)
                 for k in range(K):
-                    r = T[:m] * np.sqrt(ss * p[:, k])[:, None].astype(dtype)
+                    r = (T[:m] * np.sqrt(ss * p[:, k])[:, None]).astype(self.hessian_dtype)
                     hessian[k, :, k, :] += r.T @ r
         zero = np.zeros(P)
         return LinearStats(

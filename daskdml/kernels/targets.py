@@ -27,15 +27,19 @@ class LabelSummary:
         The distinct targets (None for a regression).
     counts, weights : ndarray of shape (k,)
         Rows and sums of weights of each of `values` (of all rows for a regression).
+    power : float
+        Sum of weight * square of the target, of a regression.
     """
 
     values: np.ndarray | None
     counts: np.ndarray
     weights: np.ndarray
+    power: float = 0.0
 
     def __add__(self, other: LabelSummary) -> LabelSummary:
         if self.values is None or other.values is None:
-            return LabelSummary(None, self.counts + other.counts, self.weights + other.weights)
+            counts, weights = self.counts + other.counts, self.weights + other.weights
+            return LabelSummary(None, counts, weights, self.power + other.power)
         values = np.union1d(self.values, other.values)
         counts, weights = np.zeros(len(values)), np.zeros(len(values))
         for part in (self, other):
@@ -79,7 +83,8 @@ def summarise_labels(block: Block, classification: bool) -> LabelSummary:
     _check_finite(y)
     s = row_weights(block, len(y))
     if not classification:
-        return LabelSummary(None, np.array([float(len(y))]), np.array([s.sum()]))
+        power = float(s @ np.square(y, dtype=np.float64))
+        return LabelSummary(None, np.array([float(len(y))]), np.array([s.sum()]), power)
     values, at, counts = np.unique(y, return_inverse=True, return_counts=True)
     return LabelSummary(values, counts.astype(np.float64), np.bincount(at, s, len(values)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +16,7 @@ from daskdml.kernels.block import Block
 from daskdml.kernels.linear import Coordinates, LinearPass, LinearStats
 from daskdml.kernels.losses import Loss, Multinomial
 from daskdml.kernels.targets import Targets, check_rows
-from daskdml.solvers.certificates import Certificate
+from daskdml.solvers.certificates import TINY, Certificate
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Problem:
     fit_intercept : bool
     coordinates : Coordinates
         In which parameters are kept; the penalty is on the original ones.
+    tiny : float
+        Values of the objective below it are round-off.
     """
 
     loss: Loss | Multinomial
@@ -44,6 +46,7 @@ class Problem:
     n_outputs: int
     fit_intercept: bool
     coordinates: Coordinates
+    tiny: float = TINY
 
     @property
     def penalty(self) -> np.ndarray:
@@ -244,6 +247,8 @@ def minimise(
     reason, converged, n_iter = f"max_iter={max_iter} steps were made", False, 0
     for n_iter in range(1, max_iter + 1):  # noqa: B007
         state, report = solver.step(problem, run, state)
+        if report.certificate is not None:
+            report = replace(report, certificate=replace(report.certificate, tiny=problem.tiny))
         run.note(report)
         best = report if best is None else _better(best, report)
         c = report.certificate

@@ -13,7 +13,8 @@ import scipy.linalg
 
 from daskdml.kernels.linear import SLAB_ROWS, LinearStats
 
-TINY = np.finfo(np.float64).tiny
+TINY = float(np.finfo(np.float64).tiny)
+EPS = float(np.finfo(np.float64).eps) / 2  # largest relative error of one operation
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Certificate:
         How the bound was obtained, with its source.
     rigorous : bool
         True for a proven bound, False for an estimate.
+    tiny : float
+        Objectives below it are round-off, so `relative` divides by no less.
 
     Examples
     --------
@@ -41,11 +44,12 @@ class Certificate:
     gap: float
     method: str
     rigorous: bool
+    tiny: float = TINY
 
     @property
     def relative(self) -> float:
         """The gap over the objective's magnitude."""
-        return self.gap / max(abs(self.objective), TINY)
+        return self.gap / max(abs(self.objective), self.tiny)
 
     def __str__(self) -> str:
         kind = "at most" if self.rigorous else "about"
@@ -75,6 +79,11 @@ class Model:
     radius2 : float
         Bound of the largest squared row norm in the metric of the inverse Hessian; infinite
         where the Hessian is not provably positive definite, 0 for a quadratic f.
+    blur : float
+        Bound of what round-off in the scores and in the solution's coefficients amounts to, as a
+        length in the norm of H.
+    drift : float
+        Bound of the relative change of H by round-off in the scores.
     """
 
     f: float
@@ -85,6 +94,8 @@ class Model:
     error: float
     g_error: float
     radius2: float
+    blur: float
+    drift: float
 
     @property
     def singular(self) -> bool:
@@ -92,26 +103,37 @@ class Model:
         return bool(self.values[0] <= self.error)
 
     @property
-    def floor(self) -> float:
-        """Eigenvalues below it are not told from zero."""
-        return max(self.error, len(self.values) * 1e-15)
+    def kept(self) -> np.ndarray:
+        """Which eigenvalues are told from zero."""
+        return self.values > max(self.error, len(self.values) * 1e-15)
+
+    @property
+    def flat(self) -> bool:
+        """Whether round-off hides any slope along the directions that `step` leaves out."""
+        c = np.abs(self.vectors.T @ self.g)[~self.kept]
+        return bool(np.all(c <= self.g_error + self.blur * np.sqrt(self.error)))
 
     def step(self) -> np.ndarray:
         """Newton's step; zero in directions in which f is flat up to round-off."""
         c = self.vectors.T @ self.g
-        kept = self.values > self.floor
-        s = np.where(kept, -c / np.where(kept, self.values, 1.0), 0.0)
+        s = np.where(self.kept, -c / np.where(self.kept, self.values, 1.0), 0.0)
         return (self.vectors @ s) / self.unit
 
     def decrement2(self) -> float:
         """Squared Newton decrement ``g' H^-1 g`` over the directions `step` moves in."""
         c = self.vectors.T @ self.g
-        kept = self.values > self.floor
-        return float(np.sum(c[kept] ** 2 / self.values[kept]))
+        return float(np.sum(c[self.kept] ** 2 / self.values[self.kept]))
 
 
 def quadratic_model(
-    f: float, g: np.ndarray, H: np.ndarray, stats: LinearStats, dtype: type, curved: float
+    f: float,
+    g: np.ndarray,
+    H: np.ndarray,
+    stats: LinearStats,
+    dtype: type,
+    curved: float,
+    z_error: float,
+    largest: float,
 ) -> Model:
     """Scale the Hessian and bound what round-off did to it.
 
@@ -125,6 +147,10 @@ def quadratic_model(
     curved : float
         How much the curvature can change: |third derivative| <= curved * range of the score *
         second derivative; 0 for a quadratic f.
+    z_error : float
+        Bound of the round-off of a row's scores, that of the coefficients included.
+    largest : float
+        Largest curvature of the loss.
     """
     P = len(g)
     unit = np.sqrt(np.maximum(np.diag(H), 0.0))
@@ -133,13 +159,11 @@ def quadratic_model(
     values, vectors = scipy.linalg.eigh(scaled)
     # Worst case of sums of products: gamma_m |B|'|B|, whose spectral norm is at most m u trace.
     # Slabs are summed in `dtype`, their sums in float64.
-    slab = (SLAB_ROWS + 4) * np.finfo(dtype).eps / 2
-    chain = (stats.n / SLAB_ROWS + 8) * np.finfo(np.float64).eps / 2
+    slab = (SLAB_ROWS + 16) * np.finfo(dtype).eps / 2
+    chain = (stats.n / SLAB_ROWS + 8) * EPS
     error = (slab + chain) * P
     longest = np.sqrt(stats.row_norm2)
-    g_sum = (stats.n + 8) * np.finfo(np.float64).eps / 2
-    if curved > 1.0 and dtype is np.float32:  # several outputs: scores and slabs in float32 too
-        g_sum += slab
+    g_sum = (stats.n + 8) * EPS
     g_error = g_sum * stats.slope / stats.weight * longest * float(np.max(1.0 / unit))
     smallest = max(
         (values[0] - error) * float(unit.min()) ** 2,
@@ -148,7 +172,8 @@ def quadratic_model(
     radius2 = 0.0 if curved == 0.0 else (
         curved**2 * stats.row_norm2 / smallest if smallest > 0 else np.inf
     )  # fmt: skip
-    return Model(f, g / unit, values, vectors, unit, error, g_error, radius2)
+    blur, drift = np.sqrt(largest) * z_error, float(np.expm1(min(2 * curved * z_error, 1.0)))
+    return Model(f, g / unit, values, vectors, unit, error, g_error, radius2, blur, drift)
 
 
 SELF_CONCORDANCE = (
@@ -179,33 +204,42 @@ def bounds(model: Model) -> tuple[float, float]:
     ``f - (R d + (1 - R d) log(1 - R d)) / R^2`` for the decrement d < 1 / R. The same with
     exp(+r) bounds f after the step from above.
 
+    Round-off e in the scores moves the gradient by at most ``blur`` in the norm of the inverse
+    Hessian, since ``|B'e|_{H^-1} <= |e|`` where ``H >= B'B``; in the coefficients it moves the
+    solution by at most ``blur`` in the norm of H.
+
     References
     ----------
     .. [1] Sun, Tran-Dinh, "Generalized self-concordant functions", Math. Program. 178, 2019.
     """
-    low = model.values - model.error
+    low = (model.values - model.error) * (1 - model.drift)
     if low[0] <= 0 or not np.isfinite(model.radius2):
         return np.inf, np.inf
-    c = np.abs(model.vectors.T @ model.g) + model.g_error
-    delta2 = float(np.sum(c**2 / low))
-    R = float(np.sqrt(model.radius2))
-    u = R * np.sqrt(delta2)
-    if u >= 1:
+    c = model.vectors.T @ model.g
+    blur = model.blur / np.sqrt(1 - model.drift)
+    delta = float(np.sqrt(np.sum(c**2 / low))) + model.g_error / float(np.sqrt(low[0])) + blur
+    R = float(np.sqrt(model.radius2 / (1 - model.drift)))
+    if R * delta >= 1:
         return np.inf, np.inf
-    at_point = _drop(u, delta2)
-    s = -(model.vectors.T @ model.g) / model.values
-    length2 = float(np.sum(s**2 * (model.values + model.error)))
-    along = float((model.vectors.T @ model.g) @ s) + model.g_error * float(np.linalg.norm(s))
-    after = along + length2 * _rise(R * np.sqrt(length2)) + at_point
+    optimum = _drop(R * delta, delta**2)
+    s = -c / model.values
+    length = float(np.sqrt(np.sum(s**2 * (model.values + model.error)) * (1 + model.drift)))
+    along = float(c @ s) + model.g_error * float(np.linalg.norm(s)) + blur * length
+
+    def rise(r: float) -> float:  # of f over its tangent, for a step of length r
+        return r**2 * _rise(R * r)
+
+    at_point = optimum + delta * blur + rise(blur)
+    after = optimum + along + delta * blur + rise(length + blur)
     return at_point, max(after, 0.0) if after < at_point else np.inf
 
 
 def duality_gap(f: float, theta: np.ndarray, penalty: np.ndarray, stats: LinearStats) -> float:
     """Fenchel's duality gap at the slopes of one pass, for one output.
 
-    The dual point is made of the slopes. A free intercept asks that they sum to zero, so the heavier
-    of the rising and falling rows are scaled down; conjugates of losses with minimum 0 are at most
-    proportionally smaller, which keeps the bound proven.
+    The dual point is made of the slopes. A free intercept asks that they sum to zero, so the
+    heavier of the rising and falling rows are scaled down; conjugates of losses with minimum 0 are
+    at most proportionally smaller, which keeps the bound proven.
 
     Parameters
     ----------
@@ -221,20 +255,17 @@ def duality_gap(f: float, theta: np.ndarray, penalty: np.ndarray, stats: LinearS
     if free[-1] and up != down:
         a, b = (min(1.0, down / up), 1.0) if up > down else (1.0, min(1.0, up / down))
     v = (a * stats.rising + b * stats.falling) / S
-    inner = v[:-1]
-    if np.any(free[:-1] & (np.abs(inner) > 0)):
+    relative = 4 * (stats.n + 8) * EPS  # of every sum, and of a and b
+    inner = np.abs(v[:-1])
+    if np.any(free[:-1] & (inner > 0)):
         return np.inf
-    dual = -(a * stats.rising_dual + b * stats.falling_dual) / S
-    dual -= 0.5 * float(np.sum(inner[~free[:-1]] ** 2 / penalty[:-1][~free[:-1]]))
-    rounding = (stats.n + 8) * np.finfo(np.float64).eps * (abs(f) + abs(dual))
-    return max(f - dual, 0.0) + rounding
+    inner = inner + relative * stats.slope / S * np.sqrt(stats.row_norm2)
+    kept = ~free[:-1]
+    smooth = 0.5 * float(np.sum(inner[kept] ** 2 / penalty[:-1][kept]))
+    conjugate = (a * stats.rising_dual + b * stats.falling_dual) / S
+    terms = abs(f) + (abs(stats.rising_dual) + abs(stats.falling_dual)) / S + smooth
+    return max(f + conjugate + smooth, 0.0) + relative * terms
 
 
 DUALITY = "duality gap at the slopes of one pass (Fenchel; Shalev-Shwartz & Zhang 2013)"
 POSITIVE = "the loss cannot be negative, so the optimum is at least 0"
-
-
-def best(f: float, candidates: list[tuple[float, str]]) -> Certificate | None:
-    """The smallest proven bound; None where none is finite."""
-    gap, method = min(candidates)
-    return Certificate(f, gap, method, True) if np.isfinite(gap) else None

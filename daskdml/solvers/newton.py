@@ -53,8 +53,12 @@ class Newton:
         dtype = np.dtype(run.data.source.dtype).type
         if isinstance(problem.loss, Squared):
             dtype = np.float64  # one exact pass is worth more than two fast ones
-        state = NewtonState(problem.zeros() if theta is None else theta, dtype=dtype)
-        if theta is not None or not self.sample:
+        if theta is not None:
+            if isinstance(problem.loss, Multinomial):
+                theta = theta - theta.mean(axis=0)  # the same probabilities, at less penalty
+            return NewtonState(theta, dtype=dtype)
+        state = NewtonState(problem.zeros(), dtype=dtype)
+        if not self.sample:
             return state
         enough = 0.1 * len(problem.free) / sum(g.rows for g in self.sample)
         for _ in range(SAMPLE_STEPS):
@@ -100,32 +104,37 @@ def _advance(
     totals: PassTotals,
 ) -> tuple[NewtonState, Report]:
     model = newton_model(problem, stats, state.theta, f, state.dtype)
-    free = problem.free
     direction = problem.zeros()
-    direction.flat[free] = model.step()
+    direction.flat[problem.free] = model.step()
     after = state.theta + direction
+    if model.singular and model.flat and problem.l2 == 0:
+        after = _least_norm(problem, model, after)
     at_point, at_next = certificates.bounds(model)
     gap2 = model.decrement2()
     proven = _proven(problem, stats, f, state.theta, at_point)
-    solution = state.theta
-    certificate: Certificate | None
-    if at_next < (np.inf if proven is None else proven.gap):
+    if at_next < proven.gap:
         solution = after
         certificate = Certificate(f - 0.5 * gap2, at_next, _method(problem), True)
-    elif proven is not None and proven.gap <= 4 * gap2 + 1e-300:
-        certificate = proven
-    else:
+    elif model.singular and proven.gap > gap2 and _quadratic(problem, model, state, f):
+        solution = state.theta
         certificate = Certificate(f, 0.5 * gap2, certificates.ESTIMATE, False)
-        if proven is not None and not model.singular:
-            certificate = proven
+    else:
+        solution, certificate = state.theta, proven
     dtype, reason = state.dtype, None
     if model.singular and dtype is not np.float64:
         dtype = np.float64  # float32 products cannot tell this Hessian from a singular one
     elif state.f_before - f <= 1e-15 * abs(f) and gap2 <= 1e-15 * abs(f):
         reason = "round-off hides any further decrease"
-    searched = None if np.isfinite(at_next) else direction
+    searched = None if np.isfinite(at_next) else after - state.theta
     next_state = NewtonState(after, searched, f, -gap2, dtype)
     return next_state, Report(label, totals, f, certificate, solution, reason)
+
+
+def _quadratic(problem: Problem, model: Model, state: NewtonState, f: float) -> bool:
+    """Whether f is flat where the model leaves out, and the last step did what its model said."""
+    predicted = -0.5 * state.slope
+    as_said = abs(state.f_before - f - predicted) <= 0.2 * predicted
+    return model.flat and (as_said or isinstance(problem.loss, Squared))
 
 
 def newton_model(
@@ -134,26 +143,51 @@ def newton_model(
     """The quadratic model of f over the parameters that move."""
     assert stats.hessian is not None
     free = problem.free
-    penalty = problem.penalty.ravel()
-    H = stats.hessian / stats.weight + np.diag(penalty)
+    H = stats.hessian / stats.weight + np.diag(problem.penalty.ravel())
     g = problem.gradient(stats, theta)
     if isinstance(problem.loss, Multinomial):
-        _fix_common_shift(H, g, penalty, problem.n_outputs)
+        _fix_common_shift(H, g, problem.n_outputs)
     curved = {Squared: 0.0, Multinomial: np.sqrt(2.0)}.get(type(problem.loss), 1.0)
-    return certificates.quadratic_model(f, g[free], H[np.ix_(free, free)], stats, dtype, curved)
+    assert problem.loss.curvature_bound is not None
+    return certificates.quadratic_model(
+        f, g[free], H[np.ix_(free, free)], stats, dtype, curved,
+        score_error(problem, stats, theta), problem.loss.curvature_bound,
+    )  # fmt: skip
 
 
-def _fix_common_shift(H: np.ndarray, g: np.ndarray, penalty: np.ndarray, K: int) -> None:
+def score_error(problem: Problem, stats: LinearStats, theta: np.ndarray) -> float:
+    """Bound of the round-off of one row's scores, in the 2-norm.
+
+    It holds for scores taken in float64 in the problem's coordinates, and for exact scores with
+    the coefficients rounded as `Coordinates.to_original` gives them.
+    """
+    d = problem.n_features
+    moved = np.abs(theta[:, :d] / problem.coordinates.scale) @ np.abs(problem.coordinates.center)
+    size = np.sqrt(stats.row_norm2) * np.linalg.norm(theta) + np.linalg.norm(moved)
+    return float((2 * d + 8) * certificates.EPS * size)
+
+
+def _fix_common_shift(H: np.ndarray, g: np.ndarray, K: int) -> None:
     """Give H curvature along shifts common to all classes, which change no probability.
 
-    f is constant along such a shift of an unpenalised parameter, and its gradient has no part
-    there; any positive curvature leaves step and bounds as they are and makes H invertible.
+    At parameters of mean zero over the classes, where Newton's method stays, such a shift only
+    adds penalty. So it may have any positive curvature: step and bounds stay what they are over
+    the other directions, and no tiny penalty makes H look flat.
     """
     D = len(g) // K
-    for j in np.flatnonzero(penalty[:D] == 0):
+    for j in range(D):
         at = np.arange(K) * D + j
         g[at] -= g[at].mean()
         H[np.ix_(at, at)] += max(float(H[at, at].mean()), 1e-300) / K
+
+
+def _least_norm(problem: Problem, model: Model, theta: np.ndarray) -> np.ndarray:
+    """Move along directions in which f is flat to the least norm of the original coefficients."""
+    flat = np.zeros((theta.size, int(np.sum(~model.kept))))
+    flat[problem.free] = model.vectors[:, ~model.kept] / model.unit[:, None]
+    inverse = np.tile(np.append(1.0 / problem.coordinates.scale, 0.0), problem.n_outputs)
+    back = np.linalg.lstsq(flat * inverse[:, None], theta.ravel() * inverse, rcond=None)[0]
+    return theta - (flat @ back).reshape(theta.shape)
 
 
 def _method(problem: Problem) -> str:
@@ -163,10 +197,15 @@ def _method(problem: Problem) -> str:
 
 def _proven(
     problem: Problem, stats: LinearStats, f: float, theta: np.ndarray, at_point: float
-) -> Certificate | None:
+) -> Certificate:
     """The best proven bound at the point visited."""
-    candidates = [(at_point, _method(problem)), (f, certificates.POSITIVE)]
+    z_error = score_error(problem, stats, theta)
+    assert problem.loss.curvature_bound is not None
+    rounding = (stats.n + 8) * certificates.EPS * f + z_error * (
+        stats.slope / stats.weight + problem.loss.curvature_bound * z_error
+    )  # of f
+    candidates = [(at_point, _method(problem)), (f + rounding, certificates.POSITIVE)]
     if problem.n_outputs == 1 and problem.l2 > 0:
         gap = certificates.duality_gap(f, theta[0], problem.penalty[0], stats)
-        candidates.append((gap, certificates.DUALITY))
-    return certificates.best(f, candidates)
+        candidates.append((gap + rounding, certificates.DUALITY))
+    return Certificate(f, *min(candidates), True)
