@@ -114,6 +114,9 @@ class LinearStats:
     line : ndarray of shape (n_steps,)
         Sum of weight * loss at each step length tried along the direction.
     hessian : ndarray of shape (P, P) or None
+        Sum of weight * Hessian of the loss over some of the rows.
+    hessian_weight : float
+        Sum of those rows' weights.
     """
 
     n: float
@@ -129,6 +132,7 @@ class LinearStats:
     row_norm2: float
     line: np.ndarray
     hessian: np.ndarray | None
+    hessian_weight: float = 0.0
 
     @property
     def gradient(self) -> np.ndarray:
@@ -155,63 +159,88 @@ def _scores(X, center, v, b, z):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _largest_norm2(X, center, inverse):  # type: ignore[no-untyped-def]
-    """Largest squared norm of (x - center) * inverse over the rows."""
+def _scores_and_norm2(X, center, inverse, w, b, z):  # type: ignore[no-untyped-def]
+    """z[i] = b + x~[i] . w with x~ = (x - center) * inverse; returns the largest |x~[i]|^2."""
     n, d = X.shape
     largest = 0.0
     for i in range(n):
-        s = 0.0
+        s, q = 0.0, 0.0
         for j in range(d):
             t = (np.float64(X[i, j]) - center[j]) * inverse[j]
-            s += t * t
-        largest = max(largest, s)
+            s += t * w[j]
+            q += t * t
+        z[i] = b + s
+        largest = max(largest, q)
     return largest
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _add_rows(X, center, c, g):  # type: ignore[no-untyped-def]
-    """g += sum over i of c[i] * (x[i] - center); returns the sum of c."""
-    n, d = X.shape
+def _largest_norm2(T):  # type: ignore[no-untyped-def]
+    """Largest squared norm of a row, in float64."""
+    largest = 0.0
+    for i in range(T.shape[0]):
+        q = 0.0
+        for j in range(T.shape[1]):
+            q += np.float64(T[i, j]) ** 2
+        largest = max(largest, q)
+    return largest
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _add_rows(X, center, c, rows, g):  # type: ignore[no-untyped-def]
+    """g += sum over i in rows of c[i] * (x[i] - center); returns the sum of those c."""
+    n, d = rows.shape[0], X.shape[1]
     total = 0.0
-    i = 0
-    while i + 4 <= n:
-        c0, c1, c2, c3 = c[i], c[i + 1], c[i + 2], c[i + 3]
+    k = 0
+    while k + 4 <= n:
+        i0, i1, i2, i3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
+        c0, c1, c2, c3 = c[i0], c[i1], c[i2], c[i3]
         c4 = c0 + c1 + c2 + c3
         for j in range(d):
             g[j] += (
-                c0 * np.float64(X[i, j])
-                + c1 * np.float64(X[i + 1, j])
-                + c2 * np.float64(X[i + 2, j])
-                + c3 * np.float64(X[i + 3, j])
+                c0 * np.float64(X[i0, j])
+                + c1 * np.float64(X[i1, j])
+                + c2 * np.float64(X[i2, j])
+                + c3 * np.float64(X[i3, j])
                 - c4 * center[j]
             )
         total += c4
-        i += 4
-    while i < n:
+        k += 4
+    while k < n:
+        i = rows[k]
         for j in range(d):
             g[j] += c[i] * (np.float64(X[i, j]) - center[j])
         total += c[i]
-        i += 1
+        k += 1
     return total
 
 
 @njit(cache=True, nogil=True)
-def _slopes(code, param, y, z, s, rising, falling, sums):  # type: ignore[no-untyped-def]
-    """Weighted slopes, apart by their sign; adds to sums = (weight, loss, |slope|, duals)."""
-    for i in range(z.shape[0]):
+def _slopes(code, param, y, z, s, c, rows, sums):  # type: ignore[no-untyped-def]
+    """Weighted slopes c; rows that rise first in `rows`, then those that fall; returns how many rise.
+
+    Adds to sums = (weight, loss, |slope|, dual of the rising, dual of the falling).
+    """
+    n = z.shape[0]
+    rise, fall = 0, n
+    for i in range(n):
         loss = value(code, param, y[i], z[i])
         a = slope(code, param, y[i], z[i])
         dual = s[i] * (a * z[i] - loss)
+        c[i] = s[i] * a
         sums[0] += s[i]
         sums[1] += s[i] * loss
         if a >= 0.0:
-            rising[i], falling[i] = s[i] * a, 0.0
-            sums[2] += s[i] * a
+            rows[rise] = i
+            rise += 1
+            sums[2] += c[i]
             sums[3] += dual
         else:
-            rising[i], falling[i] = 0.0, s[i] * a
-            sums[2] -= s[i] * a
+            fall -= 1
+            rows[fall] = i
+            sums[2] -= c[i]
             sums[4] += dual
+    return rise
 
 
 @njit(cache=True, nogil=True)
@@ -327,6 +356,9 @@ class LinearPass:
     hessian_dtype : numpy dtype or None
         None: no Hessian. float32: products of rows in float32 (float32 data only), their slabs'
         sums in float64. float64: all in float64.
+    hessian_every : int
+        Take the Hessian over every so many slabs of `SLAB_ROWS` rows: with rows in plenty, a part of
+        them knows it well enough, and bounds it from below.
     """
 
     loss: Loss
@@ -335,6 +367,7 @@ class LinearPass:
     direction: np.ndarray | None = None
     steps: tuple[float, ...] = ()
     hessian_dtype: type | None = None
+    hessian_every: int = 1
 
     def __call__(self, X: np.ndarray, y: np.ndarray, s: np.ndarray) -> LinearStats:
         """Statistics of rows X (n, d), encoded targets y (n,) and weights s (n,)."""
@@ -350,30 +383,31 @@ class LinearPass:
         rising, falling, sums = np.zeros(d + 1), np.zeros(d + 1), np.zeros(5)
         line = np.zeros(len(self.steps))
         hessian = None if self.hessian_dtype is None else np.zeros((d + 1, d + 1))
-        rows = np.empty((SLAB_ROWS, d + 1), self.hessian_dtype) if hessian is not None else None
-        z, up, down = np.empty(SLAB_ROWS), np.empty(SLAB_ROWS), np.empty(SLAB_ROWS)
-        weights, largest = np.zeros(2), 0.0
-        for start in range(0, X.shape[0], SLAB_ROWS):
+        curved = np.empty((SLAB_ROWS, d + 1), self.hessian_dtype) if hessian is not None else None
+        z, c = np.empty(SLAB_ROWS), np.empty(SLAB_ROWS)
+        order = np.empty(SLAB_ROWS, np.int64)
+        weights, largest, in_hessian = np.zeros(2), 0.0, 0.0
+        for slab, start in enumerate(range(0, X.shape[0], SLAB_ROWS)):
             Xs, ys, ss = (a[start : start + SLAB_ROWS] for a in (X, y, s))
             m = Xs.shape[0]
-            _scores(Xs, center, w * inverse, b, z)
-            _slopes(code, param, ys, z[:m], ss, up, down, sums)
-            weights += _add_rows(Xs, center, up[:m], rising), _add_rows(Xs, center, down[:m], falling)
-            largest = max(largest, _largest_norm2(Xs, center, inverse))
-            if rows is not None and hessian is not None:
-                _curved_rows(code, param, Xs, center, inverse, ys, z[:m], ss, rows)
-                hessian += rows[:m].T @ rows[:m]
-            if self.direction is not None:
-                along = up
-                _scores(Xs, center, self.direction[0, :d] * inverse, self.direction[0, d], along)
+            largest = max(largest, _scores_and_norm2(Xs, center, inverse, w, b, z))
+            rise = _slopes(code, param, ys, z[:m], ss, c, order, sums)
+            weights[0] += _add_rows(Xs, center, c, order[:rise], rising)
+            weights[1] += _add_rows(Xs, center, c, order[rise:m], falling)
+            if curved is not None and hessian is not None and slab % self.hessian_every == 0:
+                _curved_rows(code, param, Xs, center, inverse, ys, z[:m], ss, curved)
+                hessian += curved[:m].T @ curved[:m]
+                in_hessian += float(ss.sum())
+            if self.direction is not None and self.steps:
+                _scores(Xs, center, self.direction[0, :d] * inverse, self.direction[0, d], c)
                 for k, t in enumerate(self.steps):
-                    line[k] += _losses(code, param, ys, z[:m] + t * along[:m], ss)
+                    line[k] += _losses(code, param, ys, z[:m] + t * c[:m], ss)
         rising[:d] *= inverse
         falling[:d] *= inverse
         rising[d], falling[d] = weights
         return LinearStats(
             float(X.shape[0]), sums[0], sums[1], sums[2], rising, falling, weights[0], weights[1],
-            sums[3], sums[4], largest + 1.0, line, hessian,
+            sums[3], sums[4], largest + 1.0, line, hessian, in_hessian,
         )  # fmt: skip
 
     def _many_outputs(self, X: np.ndarray, y: np.ndarray, s: np.ndarray) -> LinearStats:
@@ -390,8 +424,8 @@ class LinearPass:
         gradient, line = np.zeros((K, d + 1)), np.zeros(len(self.steps))
         hessian = None if self.hessian_dtype is None else np.zeros((K, d + 1, K, d + 1))
         wide = None if hessian is None else np.empty((SLAB_ROWS, K, d + 1), self.hessian_dtype)
-        total, absolute, largest = 0.0, 0.0, 0.0
-        for start in range(0, X.shape[0], SLAB_ROWS):
+        total, absolute, largest, in_hessian = 0.0, 0.0, 0.0, 0.0
+        for slab, start in enumerate(range(0, X.shape[0], SLAB_ROWS)):
             Xs, ys, ss = (a[start : start + SLAB_ROWS] for a in (X, y, s))
             m = Xs.shape[0]
             _standard_rows(Xs, center, inverse, T)
@@ -400,21 +434,25 @@ class LinearPass:
             a = loss.slope(ys, z) * ss[:, None]
             absolute += float(np.abs(a).sum())
             gradient += a.T.astype(dtype) @ T[:m]
-            largest = max(largest, _largest_norm2(Xs, center, inverse))
-            if along is not None:
+            largest = max(largest, _largest_norm2(T[:m]))
+            if along is not None and self.steps:
                 dz = (T[:m] @ along).astype(np.float64)
                 for k, t in enumerate(self.steps):
                     line[k] += float(ss @ loss.value(ys, z + t * dz))
-            if hessian is not None and wide is not None:
+            if hessian is not None and wide is not None and slab % self.hessian_every == 0:
+                in_hessian += float(ss.sum())
                 p = loss.probabilities(z)
                 np.multiply((np.sqrt(ss)[:, None] * p)[:, :, None], T[:m, None, :], out=wide[:m])
                 flat = wide[:m].reshape(m, P)
-                hessian -= (flat.T @ flat).reshape(K, d + 1, K, d + 1)
-                for k in range(K):
-                    r = (T[:m] * np.sqrt(ss * p[:, k])[:, None]).astype(self.hessian_dtype)
-                    hessian[k, :, k, :] += r.T @ r
+                product = (flat.T @ flat).reshape(K, d + 1, K, d + 1)
+                for k in range(K):  # p (1 - p), not p - p^2, which cancels where p is near 1
+                    r = np.sqrt(ss * p[:, k] * (1.0 - p[:, k]))[:, None] * T[:m]
+                    r = r.astype(self.hessian_dtype, copy=False)
+                    product[k, :, k, :] = -(r.T @ r)
+                hessian -= product
         zero = np.zeros(P)
         return LinearStats(
             float(X.shape[0]), float(s.sum()), total, absolute, gradient.ravel(), zero, 0.0, 0.0,
-            0.0, 0.0, largest + 1.0, line, None if hessian is None else hessian.reshape(P, P),
+            0.0, 0.0, largest * (1 + 4 * float(np.finfo(dtype).eps)), line, None if hessian is None else hessian.reshape(P, P),
+            in_hessian,
         )  # fmt: skip

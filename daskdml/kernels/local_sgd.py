@@ -39,6 +39,7 @@ def logistic_sgd_block(
     sample_weight: np.ndarray | None = None,
     order: np.ndarray | None = None,
     l2: float = 0.0,
+    fit_intercept: bool = True,
     rows_before: int = 0,
     average_from: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +51,7 @@ def logistic_sgd_block(
     ----------
     w : ndarray of shape (d + 1,), float64
         Where to start: coefficients of the standardised columns, then the intercept.
-    X, y, center, inv_scale, sample_weight, order, l2, rows_before, average_from
+    X, y, center, inv_scale, sample_weight, order, l2, fit_intercept, rows_before, average_from
         As in `softmax_sgd_block`; `y` is 0 or 1.
 
     Returns
@@ -81,6 +82,7 @@ def logistic_sgd_block(
         sample_weight=sample_weight,
         order=order,
         l2=l2,
+        fit_intercept=fit_intercept,
         rows_before=rows_before,
         average_from=average_from,
     )
@@ -97,6 +99,7 @@ def softmax_sgd_block(
     sample_weight: np.ndarray | None = None,
     order: np.ndarray | None = None,
     l2: float = 0.0,
+    fit_intercept: bool = True,
     rows_before: int = 0,
     average_from: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -122,6 +125,8 @@ def softmax_sgd_block(
         Rows to visit, in this order; None visits all, first to last.
     l2 : float
         Strength of the penalty.
+    fit_intercept : bool
+        Whether the intercept moves.
     rows_before : int
         Rows that this replica has visited before; the step size goes on falling from there.
     average_from : int, optional
@@ -179,7 +184,8 @@ def softmax_sgd_block(
     decay = np.append(l2 * np.square(inv_scale, dtype=np.float64), 0.0)
     shift, factor = np.asarray(center, np.float64), np.asarray(inv_scale, np.float64)
     rows = (X, y, weight, order, shift, factor)
-    _sweep(last, mean, *rows, decay, curvature, first_step, tau, float(rows_before), start)
+    one = 1.0 if fit_intercept else 0.0
+    _sweep(last, mean, *rows, one, decay, curvature, first_step, tau, float(rows_before), start)
     return last, mean
 
 
@@ -249,6 +255,7 @@ def _sweep(
     order: np.ndarray,
     center: np.ndarray,
     inv_scale: np.ndarray,
+    one: float,
     decay: np.ndarray,
     curvature: float,
     first_step: float,
@@ -257,7 +264,7 @@ def _sweep(
     start: int,
 ) -> None:
     """Visit the rows in their order, STRIDE at a time; write the last iterate and the mean."""
-    x, z, count = np.ones(W.shape[1]), np.empty(W.shape[0]), 0
+    x, z, count = np.full(W.shape[1], one), np.empty(W.shape[0]), 0
     for first in range(0, order.size, STRIDE):
         last = min(first + STRIDE, order.size)
         eta = first_step / math.sqrt(1.0 + (t + first) / tau)

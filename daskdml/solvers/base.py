@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -92,6 +93,17 @@ class StatsOf:
         if not np.isfinite(stats.loss):
             check_rows(block.X)
         return stats
+
+
+@dataclass(frozen=True)
+class SolveOf:
+    """Block -> ``solve(X, y, s)`` with encoded targets."""
+
+    targets: Targets
+    solve: Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
+
+    def __call__(self, block: Block) -> Any:
+        return self.solve(block.X, *self.targets.prepare(block))
 
 
 @dataclass(frozen=True)
@@ -266,8 +278,8 @@ def minimise(
 
 
 def _better(a: Report, b: Report) -> Report:
-    if b.certificate is None or a.certificate is None:
-        return b
+    if a.certificate is None or b.certificate is None:
+        return b if a.certificate is None else a
     return a if a.certificate.gap < b.certificate.gap else b
 
 

@@ -84,6 +84,9 @@ class Model:
         length in the norm of H.
     drift : float
         Bound of the relative change of H by round-off in the scores.
+    share : float
+        Share of the rows' weight that the Hessian was taken over. What is known of all rows' is
+        that it is at least `share` times as large.
     """
 
     f: float
@@ -96,6 +99,7 @@ class Model:
     radius2: float
     blur: float
     drift: float
+    share: float
 
     @property
     def singular(self) -> bool:
@@ -165,7 +169,8 @@ def quadratic_model(
     longest = np.sqrt(stats.row_norm2)
     g_sum = (stats.n + 8) * EPS
     g_error = g_sum * stats.slope / stats.weight * longest * float(np.max(1.0 / unit))
-    smallest = max(
+    share = min(1.0, stats.hessian_weight / stats.weight)
+    smallest = share * max(
         (values[0] - error) * float(unit.min()) ** 2,
         float(scipy.linalg.eigvalsh(H, subset_by_index=[0, 0])[0]) - error * float(unit.max()) ** 2,
     )
@@ -173,7 +178,9 @@ def quadratic_model(
         curved**2 * stats.row_norm2 / smallest if smallest > 0 else np.inf
     )  # fmt: skip
     blur, drift = np.sqrt(largest) * z_error, float(np.expm1(min(2 * curved * z_error, 1.0)))
-    return Model(f, g / unit, values, vectors, unit, error, g_error, radius2, blur, drift)
+    return Model(
+        f, g / unit, values, vectors, unit, error, g_error, radius2, blur, drift, share
+    )
 
 
 SELF_CONCORDANCE = (
@@ -212,7 +219,7 @@ def bounds(model: Model) -> tuple[float, float]:
     ----------
     .. [1] Sun, Tran-Dinh, "Generalized self-concordant functions", Math. Program. 178, 2019.
     """
-    low = (model.values - model.error) * (1 - model.drift)
+    low = model.share * (model.values - model.error) * (1 - model.drift)
     if low[0] <= 0 or not np.isfinite(model.radius2):
         return np.inf, np.inf
     c = model.vectors.T @ model.g
@@ -222,6 +229,8 @@ def bounds(model: Model) -> tuple[float, float]:
     if R * delta >= 1:
         return np.inf, np.inf
     optimum = _drop(R * delta, delta**2)
+    if model.share < 1:  # nothing bounds the other rows' curvature along the step from above
+        return optimum + delta * blur + blur**2 * _rise(R * blur), np.inf
     s = -c / model.values
     length = float(np.sqrt(np.sum(s**2 * (model.values + model.error)) * (1 + model.drift)))
     along = float(c @ s) + model.g_error * float(np.linalg.norm(s)) + blur * length

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from daskdml.engine.graphs import Group
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Data, PassTotals
-from daskdml.kernels.block import Block
-from daskdml.kernels.curvature import LocalNewton, Solutions
+from daskdml.kernels.curvature import LocalNewton
 from daskdml.kernels.linear import SLAB_ROWS, LinearPass
-from daskdml.kernels.targets import Targets
 from daskdml.solvers import certificates
-from daskdml.solvers.base import Problem, Report, Run, StatsOf
+from daskdml.solvers.base import Problem, Report, Run, SolveOf, StatsOf
 from daskdml.solvers.certificates import Certificate
-from daskdml.solvers.search import BACKTRACKS, Searched, shorten
+from daskdml.solvers.search import Searched, shorten
 
 PAIRS = 10
 ESTIMATE = (
     "estimate: half of the squared Newton decrement, with the inverse Hessian of L-BFGS over "
     "Newton's equations on a sample of the rows (Nocedal & Wright 2006, 7.2; Wang et al. 2018)"
 )
-
-
-@dataclass(frozen=True)
-class SolveOf:
-    """Block -> `Solutions`."""
-
-    targets: Targets
-    solve: LocalNewton
-
-    def __call__(self, block: Block) -> Solutions:
-        return self.solve(block.X, *self.targets.prepare(block))
 
 
 @dataclass(frozen=True)
@@ -92,16 +79,14 @@ class LBFGS:
     def step(self, problem: Problem, run: Run, state: LBFGSState) -> tuple[LBFGSState, Report]:
         """One pass over all rows, and the sample's equations for the next direction."""
         label = f"{run.label}-lbfgs"
-        steps = BACKTRACKS if state.direction is not None else ()
         at = LinearPass(
-            problem.loss, problem.coordinates, state.theta, state.direction, steps, None
+            problem.loss, problem.coordinates, state.theta, state.direction, state.steps
         )
         stats, totals = run.data.map_reduce(StatsOf(problem.targets, at), label)
         f = problem.objective(stats.loss, stats.weight, state.theta)
         shorter = shorten(problem, state, stats, f)
         if shorter is not None:
-            report = Report(label, totals, f, None, state.theta)
-            return replace(state, theta=shorter, direction=None), report
+            return shorter, Report(label, totals, f, None, state.theta)
         g = problem.gradient(stats, state.theta).reshape(state.theta.shape) * problem.mask
         pairs = _with_pair(state, g)
         direction, spent = self._direction(problem, run, state.theta, g, pairs)

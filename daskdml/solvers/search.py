@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,6 +10,8 @@ from daskdml.kernels.linear import LinearStats
 from daskdml.solvers.base import Problem
 
 BACKTRACKS = (-0.5, -0.75, -0.9, -0.97, -0.99, -0.999, -1.0)  # from the full step back to none
+FROM_GUESS = (-0.5, -0.9, -1.0)
+NEAR = 1e-2  # predicted decrease, relative to f, below which a full step hardly ever fails
 _SUFFICIENT = 1e-4  # of the predicted decrease (Armijo)
 
 
@@ -36,20 +38,32 @@ class Searched:
     f_before: float = np.inf
     slope: float = 0.0
 
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """Where else along the step the next pass takes f."""
+        if self.direction is None:
+            return ()
+        if not np.isfinite(self.f_before):
+            return FROM_GUESS
+        return BACKTRACKS if -self.slope > NEAR * abs(self.f_before) else ()
 
-def shorten(
-    problem: Problem, state: Searched, stats: LinearStats, f: float
-) -> np.ndarray | None:
-    """The best shorter step where the full one did not decrease f enough, else None."""
+
+def shorten(problem: Problem, state: Searched, stats: LinearStats, f: float) -> Searched | None:
+    """The state at a shorter step where the full one did not decrease f enough, else None."""
     if state.direction is None:
         return None
     searched = bool(np.isfinite(state.f_before))
     if searched and f <= state.f_before + _SUFFICIENT * state.slope + 1e-13 * abs(f):
         return None
-    points = [state.theta + t * state.direction for t in BACKTRACKS]
+    if not state.steps:
+        half = 0.5 * state.direction
+        return replace(state, theta=state.theta - half, direction=half, slope=0.5 * state.slope)
+    points = [state.theta + t * state.direction for t in state.steps]
     values = [
         problem.objective(loss, stats.weight, p) for loss, p in zip(stats.line, points, strict=True)
     ]
     finite = np.where(np.isfinite(values), values, np.inf)
     best = int(np.argmin(finite))
-    return points[best] if searched or finite[best] < f else None
+    if not searched and not finite[best] < f:
+        return None
+    return replace(state, theta=points[best], direction=None)
