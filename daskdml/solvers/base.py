@@ -38,6 +38,8 @@ class Problem:
         In which parameters are kept; the penalty is on the original ones.
     tiny : float
         Values of the objective below it are round-off.
+    mean_weight : float
+        S over the number of rows.
     """
 
     loss: Loss | Multinomial
@@ -48,6 +50,7 @@ class Problem:
     fit_intercept: bool
     coordinates: Coordinates
     tiny: float = TINY
+    mean_weight: float = 1.0
 
     @property
     def penalty(self) -> np.ndarray:
@@ -156,7 +159,9 @@ class Report:
     solution : ndarray of shape (K, d + 1)
         The best point so far.
     reason : str or None
-        Why the solver cannot go on; None while it can.
+        Why the solver does not go on; None while it does.
+    converged : bool
+        Whether that is because its own criterion is met.
     """
 
     label: str
@@ -165,6 +170,7 @@ class Report:
     certificate: Certificate | None
     solution: np.ndarray
     reason: str | None = None
+    converged: bool = False
 
 
 class Solver(Protocol):
@@ -269,7 +275,7 @@ def minimise(
             reason, converged = f"the {kind} relative gap is below tol={tol:g}", True
             break
         if report.reason is not None:
-            reason = report.reason
+            reason, converged = report.reason, report.converged
             break
     assert best is not None
     seconds = time.perf_counter() - run.began
