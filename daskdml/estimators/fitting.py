@@ -79,7 +79,11 @@ def fit_linear(source: Source, task: Task) -> Fitted:
         # A model that knows nothing has a loss of about 1, or half of the targets' mean square.
         blind = 1.0 if task.classification else 0.5 * found.power / float(found.weights.sum())
         tiny = max(np.finfo(np.float64).eps * blind, TINY)
-        problem = Problem(loss, targets, l2, d, outputs, task.fit_intercept, as_stored, tiny)
+        factors = 1.0 if targets.class_weight is None else targets.class_weight
+        mean_weight = float(np.sum(found.weights * factors)) / source.n_rows
+        problem = Problem(
+            loss, targets, l2, d, outputs, task.fit_intercept, as_stored, tiny, mean_weight
+        )
         sample = sample_groups(data.groups)
         solver = choose_solver(task.solver, problem, sample, data.groups, source.dtype.itemsize)
         data.require(solver.needs(problem, data))
