@@ -71,7 +71,7 @@ class LBFGS:
             return LBFGSState(theta)
         if not self.warm:
             return LBFGSState(problem.zeros())
-        from daskdml.solvers.sgd import warm_start_sgd
+        from daskdml.solvers.local_sgd import warm_start_sgd
 
         theta = warm_start_sgd(problem, run, self.sample)
         return LBFGSState(theta, theta)
