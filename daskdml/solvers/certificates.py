@@ -80,8 +80,11 @@ class Model:
         Bound of the largest squared row norm in the metric of the inverse Hessian; infinite
         where the Hessian is not provably positive definite, 0 for a quadratic f.
     blur : float
-        Bound of what round-off in the scores and in the solution's coefficients amounts to, as a
-        length in the norm of H.
+        Bound of what round-off in the solution's coefficients amounts to, as a length in the norm
+        of H.
+    pull : float
+        Bound of what round-off in the scores does to the gradient, in the norm of the inverse
+        Hessian.
     drift : float
         Bound of the relative change of H by round-off in the scores.
     share : float
@@ -98,6 +101,7 @@ class Model:
     g_error: float
     radius2: float
     blur: float
+    pull: float
     drift: float
     share: float
 
@@ -178,8 +182,11 @@ def quadratic_model(
         curved**2 * stats.row_norm2 / smallest if smallest > 0 else np.inf
     )  # fmt: skip
     blur, drift = np.sqrt(largest) * z_error, float(np.expm1(min(2 * curved * z_error, 1.0)))
+    pull = blur
+    if share < 1:  # rows beyond the Hessian's may pull where it is weakest
+        pull *= np.sqrt(max(1.0, largest * stats.row_norm2 / smallest)) if smallest > 0 else np.inf
     return Model(
-        f, g / unit, values, vectors, unit, error, g_error, radius2, blur, drift, share
+        f, g / unit, values, vectors, unit, error, g_error, radius2, blur, pull, drift, share
     )
 
 
@@ -211,9 +218,9 @@ def bounds(model: Model) -> tuple[float, float]:
     ``f - (R d + (1 - R d) log(1 - R d)) / R^2`` for the decrement d < 1 / R. The same with
     exp(+r) bounds f after the step from above.
 
-    Round-off e in the scores moves the gradient by at most ``blur`` in the norm of the inverse
-    Hessian, since ``|B'e|_{H^-1} <= |e|`` where ``H >= B'B``; in the coefficients it moves the
-    solution by at most ``blur`` in the norm of H.
+    Round-off e in the scores moves the gradient by at most ``pull`` in the norm of the inverse
+    Hessian: ``|B'e|_{H^-1} <= |e|`` where ``H >= B'B``. In the coefficients it moves the solution
+    by at most ``blur`` in the norm of H.
 
     References
     ----------
@@ -223,8 +230,8 @@ def bounds(model: Model) -> tuple[float, float]:
     if low[0] <= 0 or not np.isfinite(model.radius2):
         return np.inf, np.inf
     c = model.vectors.T @ model.g
-    blur = model.blur / np.sqrt(1 - model.drift)
-    delta = float(np.sqrt(np.sum(c**2 / low))) + model.g_error / float(np.sqrt(low[0])) + blur
+    blur, pull = np.array([model.blur, model.pull]) / np.sqrt(1 - model.drift)
+    delta = float(np.sqrt(np.sum(c**2 / low))) + model.g_error / float(np.sqrt(low[0])) + pull
     R = float(np.sqrt(model.radius2 / (1 - model.drift)))
     if R * delta >= 1:
         return np.inf, np.inf
@@ -233,7 +240,7 @@ def bounds(model: Model) -> tuple[float, float]:
         return optimum + delta * blur + blur**2 * _rise(R * blur), np.inf
     s = -c / model.values
     length = float(np.sqrt(np.sum(s**2 * (model.values + model.error)) * (1 + model.drift)))
-    along = float(c @ s) + model.g_error * float(np.linalg.norm(s)) + blur * length
+    along = float(c @ s) + model.g_error * float(np.linalg.norm(s)) + pull * length
 
     def rise(r: float) -> float:  # of f over its tangent, for a step of length r
         return r**2 * _rise(R * r)

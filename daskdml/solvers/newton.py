@@ -54,9 +54,7 @@ class Newton:
         if isinstance(problem.loss, Squared):
             dtype = np.float64  # one exact pass is worth more than two fast ones
         if theta is not None:
-            if isinstance(problem.loss, Multinomial):
-                theta = theta - theta.mean(axis=0)  # the same probabilities, at less penalty
-            return NewtonState(theta, dtype=dtype)
+            return NewtonState(_centred(problem, theta), dtype=dtype)
         if not self.sample:
             return NewtonState(problem.zeros(), dtype=dtype)
         label = f"{run.label}-sample"
@@ -65,7 +63,7 @@ class Newton:
         run.note(Report(label, totals, None, None, problem.zeros()))
         if found.singular:
             dtype = np.float64
-        guess = found.total / max(found.n, 1)
+        guess = _centred(problem, found.total / max(found.n, 1))
         # A sample may mislead (rows sorted by class): the first pass also looks back to 0.
         return NewtonState(guess, guess, dtype=dtype)
 
@@ -82,7 +80,8 @@ class Newton:
         f = problem.objective(stats.loss, stats.weight, state.theta)
         shorter = shorten(problem, state, stats, f)
         if shorter is not None:
-            return shorter, Report(label, totals, f, None, state.theta)
+            proven = _proven(problem, stats, f, state.theta, np.inf)
+            return shorter, Report(label, totals, f, proven, state.theta)
         return _advance(problem, state, stats, f, label, totals)
 
 
@@ -156,8 +155,7 @@ def _advance(
     model = newton_model(problem, stats, state.theta, f, state.dtype)
     direction = problem.zeros()
     direction.flat[problem.free] = model.step()
-    if isinstance(problem.loss, Multinomial):
-        direction -= direction.mean(axis=0)  # round-off would drift along what only adds penalty
+    direction = _centred(problem, direction)  # round-off drifts along what only adds penalty
     after = state.theta + direction
     if model.singular and model.flat and problem.l2 == 0:
         after = _least_norm(problem, model, after)
@@ -182,11 +180,21 @@ def _advance(
     return next_state, Report(label, totals, f, certificate, solution, reason)
 
 
+def _centred(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    """Parameters of mean zero over the classes: the same probabilities, at less penalty."""
+    return theta - theta.mean(axis=0) if isinstance(problem.loss, Multinomial) else theta
+
+
 def _quadratic(problem: Problem, model: Model, state: NewtonState, f: float) -> bool:
-    """Whether f is flat where the model leaves out, and the last step did what its model said."""
+    """Whether to believe the model of a singular Hessian.
+
+    f is flat where the model leaves out, the last step did what its model had said, and little is
+    left to gain; a loss that tends to 0 does as said and always has as much left again.
+    """
     predicted = -0.5 * state.slope
     as_said = abs(state.f_before - f - predicted) <= 0.2 * predicted
-    return model.flat and (as_said or isinstance(problem.loss, Squared))
+    little = model.decrement2() <= 0.1 * f
+    return model.flat and (isinstance(problem.loss, Squared) or (as_said and little))
 
 
 def newton_model(
