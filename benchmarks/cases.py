@@ -62,16 +62,27 @@ def dask_ml_logistic(path: Path, solver: str, tol: float) -> Result:
         return {"seconds": time.perf_counter() - began, **_solution(clf)}
 
 
-def daskdml_logistic(path: Path, promise: str, tol: float, workers: int) -> Result:
-    """daskdml's LogisticRegression from the store on a running cluster."""
+def daskdml_logistic(
+    path: Path, promise: str, tol: float, workers: int, share: float = 1.0
+) -> Result:
+    """daskdml's LogisticRegression from the store on a running cluster.
+
+    `share` < 1 fits to the first rows alone.
+    """
     import daskdml
 
     X, y = _arrays(path)
+    part: Any = (X, y)
+    if share < 1:
+        import dask.array as da
+
+        rows = int(share * X.shape[0])
+        part = tuple(da.from_zarr(a)[:rows] for a in (X, y))
     with _cluster(workers) as (client, warm_up):
         warm_up(daskdml.LogisticRegression, X, y)
         with daskdml.Engine(client, promise):
             began = time.perf_counter()
-            clf = daskdml.LogisticRegression(tol=tol, max_iter=50).fit(X, y)
+            clf = daskdml.LogisticRegression(tol=tol, max_iter=50).fit(*part)
             seconds = time.perf_counter() - began
     history = clf.history_.to_frame()
     peaks = clf.peak_memory_.values()
@@ -80,7 +91,8 @@ def daskdml_logistic(path: Path, promise: str, tol: float, workers: int) -> Resu
         "certified": clf.certificate_.relative, "rigorous": clf.certificate_.rigorous,
         "peak_workers": sum(peaks), "peak_worker": max(peaks), "promise": clf.plan_.limit,
         "read": float(history.read.sum()), "decode": float(history.decode.sum()),
-        "compute": float(history.compute.sum()), **_solution(clf),
+        "compute": float(history.compute.sum()), "wait": float(history.wait.sum()),
+        "transfer": float(history.transfer.sum()), **_solution(clf),
     }  # fmt: skip
 
 
@@ -98,6 +110,39 @@ def daskdml_sgd(path: Path, replicas: int) -> Result:
             began = time.perf_counter()
             clf.fit(X, y)
             return {"seconds": time.perf_counter() - began, **_solution(clf)}
+
+
+def overlap(path: Path, rows: int) -> Result:
+    """On one worker of one thread: a pass that reads, one that computes, one that does both."""
+    import daskdml
+    from daskdml.engine.memory import Needs
+    from daskdml.io.sources import as_source
+    from daskdml.kernels.linear import Coordinates, LinearPass
+    from daskdml.kernels.losses import Logistic
+    from daskdml.kernels.targets import Targets
+    from daskdml.solvers.base import StatsOf
+
+    X, y = _arrays(path)
+    source = as_source(X, y)
+    d = source.n_features
+    at = LinearPass(Logistic(), Coordinates.identity(d), np.zeros((1, d + 1)), None, (), np.float32)
+    stats = StatsOf(Targets(np.array([0, 1])), at)
+    with _cluster(1) as (client, warm_up):
+        warm_up(daskdml.LogisticRegression, X, y)
+        found: Result = {}
+        for name, promise, fn in (
+            ("streaming", "450MB", stats), ("reading", "450MB", _count), ("pinned", "8GB", stats),
+        ):  # fmt: skip
+            with daskdml.Engine(client, promise).open(source, Needs()) as data:
+                groups = data.groups[: rows // data.groups[0].rows]
+                for _ in range(2):  # the second finds pages, files and pinned blocks warm
+                    _, totals = data.map_reduce(fn, f"bench-{name}", groups)
+                found[name] = totals.seconds
+    return {**found, "seconds": found["streaming"]}
+
+
+def _count(block: Any) -> int:
+    return int(block.n_rows)
 
 
 def sklearn_partial_fit(path: Path) -> Result:
