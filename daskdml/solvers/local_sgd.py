@@ -17,6 +17,7 @@ from daskdml.solvers.base import Problem, Report, Run, StatsOf
 from daskdml.solvers.replicas import row_order, schedule
 
 REPLICAS = 4  # at most, where the data alone must say how many
+WARM_SWEEPS = 4  # of each block of a warm start: cheaper than reading it
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +64,14 @@ class Visit:
 
 @dataclass(frozen=True)
 class Walk:
-    """Local work: one sweep over a block, in random order.
+    """Local work: sweeps over a block, each in a random order; the last one's mean counts.
 
     Parameters
     ----------
     problem : Problem
     seed, epoch : int
         Of the order.
+    sweeps : int
     at : ndarray of shape (K, d + 1) or None
         A point whose statistics are taken from the same reading.
     """
@@ -77,32 +79,36 @@ class Walk:
     problem: Problem
     seed: int
     epoch: int
+    sweeps: int = 1
     at: np.ndarray | None = None
 
     def __call__(self, base: Iterate, block: Block, group: Group, t: int, k: int) -> Visit:
         problem, n = self.problem, block.n_rows
         y, s = problem.targets.prepare(block)
         labels = y if isinstance(problem.loss, Multinomial) else (y > 0).astype(np.int64)
-        last, mean = softmax_sgd_block(
-            base.last,
-            block.X,
-            labels,
-            problem.coordinates.center,
-            1.0 / problem.coordinates.scale,
-            sample_weight=s / problem.mean_weight,
-            order=row_order(n, group, self.seed, self.epoch),
-            l2=problem.l2,
-            fit_intercept=problem.fit_intercept,
-            rows_before=base.clock,
-            average_from=0 if base.clock else None,
-        )
+        last, clock = base.last, base.clock
+        for sweep in range(self.sweeps):
+            last, mean = softmax_sgd_block(
+                last,
+                block.X,
+                labels,
+                problem.coordinates.center,
+                1.0 / problem.coordinates.scale,
+                sample_weight=s / problem.mean_weight,
+                order=row_order(n, group, self.seed, self.epoch * self.sweeps + sweep),
+                l2=problem.l2,
+                fit_intercept=problem.fit_intercept,
+                rows_before=clock,
+                average_from=0 if clock else None,
+            )
+            clock += n
         if not np.isfinite(last).all():
             check_rows(block.X)
         stats = None
         if self.at is not None:
             at = LinearPass(problem.loss, problem.coordinates, self.at)
             stats = StatsOf(problem.targets, at)(block)
-        return Visit(n, Iterate(last, base.total + n * mean, base.count + n, base.clock + n, stats))
+        return Visit(n, Iterate(last, base.total + n * mean, base.count + n, clock, stats))
 
 
 def meet(state: Iterate, base: Iterate, visits: list[Visit]) -> Iterate:
@@ -122,7 +128,7 @@ def meet(state: Iterate, base: Iterate, visits: list[Visit]) -> Iterate:
     for v in visits:
         share = v.rows / rows
         last += share * (v.iterate.last - base.last)
-        clock += share * v.rows
+        clock += share * (v.iterate.clock - base.clock)
         total += v.iterate.total - base.total
         count += v.rows
         if v.iterate.stats is not None:
@@ -133,7 +139,7 @@ def meet(state: Iterate, base: Iterate, visits: list[Visit]) -> Iterate:
 def warm_start_sgd(problem: Problem, run: Run, groups: Sequence[Group]) -> np.ndarray:
     """Parameters after one visit of local SGD to each of some groups.
 
-    The replicas' number is a function of the groups alone, and so are the bits.
+    A visit sweeps its block a few times, since that costs less than reading it. The replicas' number is a function of the groups alone, and so are the bits.
 
     Parameters
     ----------
@@ -152,7 +158,7 @@ def warm_start_sgd(problem: Problem, run: Run, groups: Sequence[Group]) -> np.nd
     zero = problem.zeros()
     start = Iterate(zero, np.zeros_like(zero), 0.0, 0)
     rounds = schedule(groups, min(REPLICAS, len(groups)), 0, 0, shuffle=False)
-    states, totals = run.data.rounds(rounds, [start], Walk(problem, 0, 0), meet, label)
+    states, totals = run.data.rounds(rounds, [start], Walk(problem, 0, 0, WARM_SWEEPS), meet, label)
     theta = states[-1].mean
     run.note(Report(label, totals, None, None, theta))
     return theta  # type: ignore[no-any-return]
