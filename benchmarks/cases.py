@@ -70,19 +70,15 @@ def daskdml_logistic(
     `share` < 1 fits to the first rows alone.
     """
     import daskdml
+    from daskdml.io import open_dataset
 
-    X, y = _arrays(path)
-    part: Any = (X, y)
-    if share < 1:
-        import dask.array as da
-
-        rows = int(share * X.shape[0])
-        part = tuple(da.from_zarr(a)[:rows] for a in (X, y))
+    rows = open_dataset(path)
+    rows = rows[: int(share * len(rows))]
     with _cluster(workers) as (client, warm_up):
-        warm_up(daskdml.LogisticRegression, X, y)
+        warm_up(daskdml.LogisticRegression, path)
         with daskdml.Engine(client, promise):
             began = time.perf_counter()
-            clf = daskdml.LogisticRegression(tol=tol, max_iter=50).fit(*part)
+            clf = daskdml.LogisticRegression(tol=tol, max_iter=50).fit(rows)
             seconds = time.perf_counter() - began
     history = clf.history_.to_frame()
     peaks = clf.peak_memory_.values()
@@ -100,15 +96,14 @@ def daskdml_sgd(path: Path, replicas: int) -> Result:
     """One epoch of daskdml's SGDClassifier from the store on a running cluster."""
     import daskdml
 
-    X, y = _arrays(path)
     with _cluster(replicas) as (client, warm_up):
-        warm_up(lambda: daskdml.SGDClassifier(loss="log_loss", max_iter=1, tol=None), X, y)
+        warm_up(lambda: daskdml.SGDClassifier(loss="log_loss", max_iter=1, tol=None), path)
         clf = daskdml.SGDClassifier(
             loss="log_loss", max_iter=1, tol=None, n_replicas=replicas, random_state=0
         )
         with daskdml.Engine(client):
             began = time.perf_counter()
-            clf.fit(X, y)
+            clf.fit(str(path))
             return {"seconds": time.perf_counter() - began, **_solution(clf)}
 
 
@@ -122,13 +117,12 @@ def overlap(path: Path, rows: int) -> Result:
     from daskdml.kernels.targets import Targets
     from daskdml.solvers.base import StatsOf
 
-    X, y = _arrays(path)
-    source = as_source(X, y)
+    source = as_source(str(path))
     d = source.n_features
     at = LinearPass(Logistic(), Coordinates.identity(d), np.zeros((1, d + 1)), None, (), np.float32)
     stats = StatsOf(Targets(np.array([0, 1])), at)
     with _cluster(1) as (client, warm_up):
-        warm_up(daskdml.LogisticRegression, X, y)
+        warm_up(daskdml.LogisticRegression, path)
         found: Result = {}
         for name, promise, fn in (
             ("streaming", "450MB", stats), ("reading", "450MB", _count), ("pinned", "8GB", stats),
@@ -177,12 +171,13 @@ class _cluster:  # noqa: N801
         self.client.close()
         self.cluster.close()
 
-    def warm_up(self, make: Any, X: Any, y: Any) -> None:
+    def warm_up(self, make: Any, path: Path) -> None:
         """Fit a little in every worker, so that compiling is not timed."""
         import daskdml
         import daskdml.engine.run as engine
         from daskdml.io import write_dataset
 
+        X, y = _arrays(path)
         rows, kept = 40_000, engine.GROUP_BYTES
         with tempfile.TemporaryDirectory() as folder:
             few = write_dataset(f"{folder}/few.zarr", X[:rows], y[:rows], chunks=rows // 8)
