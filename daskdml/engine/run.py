@@ -17,7 +17,7 @@ from daskdml.engine import tasks
 from daskdml.engine.graphs import Group, group_rows, pass_graph, rounds_graph
 from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
 from daskdml.engine.place import global_client
-from daskdml.engine.runners import Cluster, Inline, Runner, Threads, Worker, fit_name
+from daskdml.engine.runners import Cluster, Inline, Runner, Threads, fit_name
 from daskdml.events import BlockEnd, Callback, Event, Message, PassEnd, PassStart, emit
 from daskdml.io.sources import Source
 from daskdml.kernels.targets import DataError
@@ -163,6 +163,7 @@ class Data:
         self.groups = group_rows(source.chunk_bounds, source.row_nbytes, GROUP_BYTES)
         self.totals = NOTHING
         self.passes = 0
+        self.baseline = 0
         self.peaks: dict[str, int] = {}
         self._where: dict[int, str] = {}
         self._names: set[str] = set()
@@ -187,6 +188,7 @@ class Data:
 
     def _plan(self, needs: Needs) -> MemoryPlan:
         workers = self.runner.workers()
+        baseline = self.baseline = self.baseline or self.runner.resident()
         limits = [w.limit for w in workers if w.limit]
         promise = self.engine.memory_limit
         if limits:
@@ -194,11 +196,11 @@ class Data:
             promise = share if promise is None else min(promise, share)
         if promise is None:
             promise = int(_SHARE_OF_MACHINE * psutil.virtual_memory().available)
-            promise += max(w.baseline for w in workers)
+            promise += baseline
         held = not self.source.in_memory
         plan = MemoryPlan(
             limit=promise,
-            baseline=max(w.baseline for w in workers),
+            baseline=baseline,
             block=max(g.rows for g in self.groups) * self.source.row_nbytes if held else 0,
             encoded=self.source.scratch_nbytes if held else 0,
             threads=max(w.threads for w in workers),
@@ -235,8 +237,7 @@ class Data:
         self._start(label, groups)
         value, totals = None, NOTHING
         for segment in _batched(groups, SEGMENT_GROUPS):
-            workers = self.runner.workers() if len(segment) > 1 else None
-            lanes, places = self._lanes(segment, workers)
+            lanes, places = self._lanes(segment)
             read = self._read(parts)
             graph = pass_graph(fit_name(label), read, lanes, fn, self.plan.prefetch)
             (part,), spent = self._run(graph, places, label)
@@ -306,11 +307,9 @@ class Data:
         spare = self.plan.threads * (self.plan.block + self.plan.encoded)
         return tasks.Read(self.source, parts, self.token, budget, spare)
 
-    def _lanes(
-        self, groups: Sequence[Group], workers: list[Worker] | None
-    ) -> tuple[list[list[Group]], list[str]]:
+    def _lanes(self, groups: Sequence[Group]) -> tuple[list[list[Group]], list[str]]:
         """Groups of each compute slot; a pinned group stays with the worker that holds it."""
-        workers = workers or self.runner.workers()
+        workers = self.runner.workers()
         places = [w.name for w in workers for _ in range(w.threads)]
         self._note_changes({w.name for w in workers})
         lanes: list[list[Group]] = [[] for _ in places]

@@ -39,14 +39,11 @@ class Worker:
         Compute slots.
     limit : int
         Bytes that Dask lets it use; 0 where there is no limit.
-    baseline : int
-        Resident bytes now.
     """
 
     name: str
     threads: int
     limit: int
-    baseline: int
 
 
 Told = Callable[[tasks.BlockRecord], None]
@@ -60,6 +57,9 @@ class Runner(Protocol):
     def workers(self) -> list[Worker]:
         """The processes there are now."""
 
+    def resident(self) -> int:
+        """Resident bytes of the fullest process, with all imported that tasks need."""
+
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the graph's wanted keys; `places[lane]` is the worker a lane should run on."""
 
@@ -67,20 +67,15 @@ class Runner(Protocol):
         """Drop a fit's pinned blocks everywhere; gives each process's peak resident bytes."""
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process, in bytes."""
-    return int(psutil.Process().memory_info().rss)
-
-
 def make_ready() -> int:
-    """Import what tasks need, so that the baseline counts it; returns the resident bytes."""
+    """Import what tasks need; gives the resident bytes of this process then."""
     import scipy.linalg  # noqa: F401
 
     import daskdml.io.dataset
     import daskdml.kernels.linear
     import daskdml.kernels.sgd  # noqa: F401
 
-    return resident_bytes()
+    return int(psutil.Process().memory_info().rss)
 
 
 class Inline:
@@ -90,7 +85,11 @@ class Inline:
 
     def workers(self) -> list[Worker]:
         """This process, with one slot."""
-        return [Worker("", 1, 0, resident_bytes())]
+        return [Worker("", 1, 0)]
+
+    def resident(self) -> int:
+        """Resident bytes of this process."""
+        return make_ready()
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the wanted keys."""
@@ -119,7 +118,7 @@ class Threads(Inline):
 
     def workers(self) -> list[Worker]:
         """This process, with n slots."""
-        return [Worker("", self.n, 0, resident_bytes())]
+        return [Worker("", self.n, 0)]
 
     def _get(self, graph: Graph) -> Any:
         readers = ThreadPoolExecutor(3 * self.n, thread_name_prefix="daskdml")
@@ -163,7 +162,6 @@ class Cluster:
                 "Client(..., asynchronous=False), or call fit in another thread"
             )
         self.client = client
-        self._ready: set[str] = set()
 
     @property
     def dashboard_link(self) -> str | None:
@@ -176,22 +174,19 @@ class Cluster:
     def workers(self) -> list[Worker]:
         """The cluster's workers now, in the order of their addresses."""
         known = self.client.scheduler_info(n_workers=-1)["workers"]
-        new = [w for w in known if w not in self._ready]
-        if new:
-            self.client.run(make_ready, workers=new, on_error="ignore")
-            self._ready.update(new)
-        resident = self.client.run(resident_bytes, on_error="ignore")
-        found = [
-            Worker(w, int(i["nthreads"]), int(i["memory_limit"] or 0), int(resident[w]))
-            for w, i in sorted(known.items())
-            if w in resident
-        ]
-        if not found:
+        if not known:
             raise RuntimeError(
                 f"the Dask cluster at {self.client.scheduler.address} has no workers; start some "
                 "(cluster.scale(2)) before fit"
             )
-        return found
+        return [
+            Worker(address, int(facts["nthreads"]), int(facts["memory_limit"] or 0))
+            for address, facts in sorted(known.items())
+        ]
+
+    def resident(self) -> int:
+        """Resident bytes of the fullest worker, with all imported that tasks need."""
+        return max(self.client.run(make_ready, on_error="ignore").values(), default=0)
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the wanted keys; the calling thread hears of finished blocks meanwhile."""
