@@ -83,6 +83,7 @@ class Walk:
     at: np.ndarray | None = None
 
     def __call__(self, base: Iterate, block: Block, group: Group, t: int, k: int) -> Visit:
+        """Visit a block from `base`."""
         problem, n = self.problem, block.n_rows
         y, s = problem.targets.prepare(block)
         labels = y if isinstance(problem.loss, Multinomial) else (y > 0).astype(np.int64)
@@ -139,7 +140,8 @@ def meet(state: Iterate, base: Iterate, visits: list[Visit]) -> Iterate:
 def warm_start_sgd(problem: Problem, run: Run, groups: Sequence[Group]) -> np.ndarray:
     """Parameters after one visit of local SGD to each of some groups.
 
-    A visit sweeps its block a few times, since that costs less than reading it. The replicas' number is a function of the groups alone, and so are the bits.
+    A visit sweeps its block a few times, since that costs less than reading it. The number of
+    replicas is a function of the groups alone, and so are the bits.
 
     Parameters
     ----------

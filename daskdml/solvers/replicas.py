@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import zip_longest
 
@@ -70,13 +71,16 @@ def hold_out_groups(groups: Sequence[Group], share: float, seed: int) -> tuple[G
     n = round(share * len(groups))
     if n < 2:
         return ()
-    chosen = generator(_HELD, seed).permutation(len(groups))[:n]
+    chosen = generator(_HELD, seed, 0).permutation(len(groups))[:n]
     return tuple(groups[i] for i in sorted(chosen))
 
 
-def hold_out_rows(n_rows: int, group: Group, share: float, seed: int) -> np.ndarray:
-    """Which of a group's rows are held out, bool (n_rows,): a random share of them."""
+def hold_out_rows(n_rows: int, share: float, seed: int) -> np.ndarray:
+    """Which of a block's rows are held out, bool (n_rows,): a random share of them, at least one.
+
+    A function of the number of rows and the seed, so that any pass over the blocks can tell.
+    """
     held = np.zeros(n_rows, dtype=bool)
-    n = int(np.ceil(share * n_rows))
-    held[generator(_HELD, seed, group.index + 1).permutation(n_rows)[:n]] = True
+    n = math.ceil(share * n_rows)
+    held[generator(_HELD, seed, n_rows).permutation(n_rows)[:n]] = True
     return held
