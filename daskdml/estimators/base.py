@@ -32,9 +32,17 @@ class LinearEstimator(BaseEstimator):
     intercept_: Any
 
     def _source(
-        self, X: Any, y: Any, sample_weight: Any, storage_options: dict[str, Any] | None
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        storage_options: dict[str, Any] | None,
+        reset: bool = True,
     ) -> Source:
-        """The checked data of a fit; sets `n_features_in_` and `feature_names_in_`."""
+        """The checked data of a fit; sets `n_features_in_` and `feature_names_in_`.
+
+        Without `reset`, the data must have the features that are already known.
+        """
         if is_out_of_core(X):
             source = as_source(X, y, sample_weight, storage_options)
             if not source.has_y:
@@ -42,7 +50,7 @@ class LinearEstimator(BaseEstimator):
                     f"{source.name} has no targets, which fit needs; pass y, or write the data set "
                     "with daskdml.io.write_dataset(url, X, y)"
                 )
-            self._note_features(source)
+            (self._note_features if reset else self._check_features)(source)
             return source
         if y is None:
             raise ValueError(
@@ -50,8 +58,9 @@ class LinearEstimator(BaseEstimator):
             )
         kind = self.__sklearn_tags__().estimator_type
         X, y = validate_data(
-            self, X, y, dtype=[np.float64, np.float32], order="C", y_numeric=kind == "regressor"
-        )
+            self, X, y, dtype=[np.float64, np.float32], order="C", y_numeric=kind == "regressor",
+            reset=reset,
+        )  # fmt: skip
         if sample_weight is not None:
             from sklearn.utils.validation import _check_sample_weight
 
