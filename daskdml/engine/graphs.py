@@ -76,7 +76,7 @@ def _load(
         return [key]
     made, arrays = block_tasks(read.source, name, group.start, group.stop, gate)
     nested = List(*(List(*map(TaskRef, keys)) for keys in arrays))
-    about = (read.token, group.index, group.rows, read.source.dtype)
+    about = (read.token, group.index, group.start, group.rows, read.source.dtype)
     graph.update(made)
     graph[key] = Task(key, tasks.assemble, *about, nested, *gate)
     return [*made, key]
@@ -113,7 +113,7 @@ def pass_graph(
             gate = [TaskRef((name, groups[at - 1 - prefetch].index))] if at > prefetch else []
             load, key = (f"{name}-read", group.index), (name, group.index)
             loads = _load(graph, name, read, load, group, gate)
-            graph[key] = Task(key, tasks.compute, TaskRef(fn_key), TaskRef(load), group.start)
+            graph[key] = Task(key, tasks.compute, TaskRef(fn_key), TaskRef(load))
             lane_of.update(dict.fromkeys([*loads, key], lane))
     parts: list[Any] = [(name, i) for i in sorted(g.index for lane in lanes for g in lane)]
     return Graph(graph | tree(f"{name}-sum", parts), [(f"{name}-sum", -1)], lane_of)

@@ -150,6 +150,7 @@ def load(how: Read, index: int, start: int, stop: int, *gate: Any) -> Loaded:
         buffers.set_limit(how.spare)
         leave_slot()
     block, stats = how.source.read(start, stop, how.parts)
+    block = replace(block, start=start)
     pinned = bool(how.budget) and PINNED.offer(how.token, index, block, block.nbytes, how.budget)
     record = BlockRecord(
         how.token, index, stop - start, stats.nbytes, worker_name(), pinned, began, time.time(),
@@ -159,12 +160,12 @@ def load(how: Read, index: int, start: int, stop: int, *gate: Any) -> Loaded:
 
 
 def assemble(
-    token: str, index: int, rows: int, dtype: Any, arrays: list[list[Any]], *gate: Any
+    token: str, index: int, start: int, rows: int, dtype: Any, arrays: list[list[Any]], *gate: Any
 ) -> Loaded:
     """A block from arrays that other tasks made (Dask arrays): X's, y's and the weights'."""
     now = time.time()
     X, y, w = (_join(a) for a in arrays)
-    block = Block(np.ascontiguousarray(X, dtype=dtype), y, w)
+    block = Block(np.ascontiguousarray(X, dtype=dtype), y, w, start)
     record = BlockRecord(token, index, rows, 0, worker_name(), False, now, time.time(), 0.0, 0.0)
     return Loaded(block, record)
 
@@ -180,24 +181,24 @@ def first(value: Any, *gate: Any) -> Any:
     return value
 
 
-def compute(fn: Callable[[Block], Any], loaded: Loaded, start: int) -> Part:
+def compute(fn: Callable[[Block], Any], loaded: Loaded) -> Part:
     """Result of one block, with the time it took; a `DataError`'s row counts from row 0."""
     began = time.time()
     with _slots or threading.Lock(), ONE_BLAS_THREAD:
         tick = time.perf_counter()
-        value = on_rows(fn, start, loaded.block)
+        value = on_rows(fn, loaded.block)
     seconds = time.perf_counter() - tick
     record = replace(loaded.record, began=began, ended=time.time(), compute=seconds)
     tell(record)
     return Part(value, (record,))
 
 
-def on_rows(fn: Callable[..., Any], start: int, *args: Any) -> Any:
-    """``fn(*args)``, whose `DataError` is told in rows of the whole data set."""
+def on_rows(fn: Callable[[Block], Any], block: Block) -> Any:
+    """``fn(block)``, whose `DataError` is told in rows of the whole data set."""
     try:
-        return fn(*args)
+        return fn(block)
     except DataError as error:
-        raise DataError(error.what, start + error.row, error.column) from None
+        raise DataError(error.what, block.start + error.row, error.column) from None
 
 
 def combine(*parts: Part) -> Part:
@@ -209,7 +210,7 @@ def combine(*parts: Part) -> Part:
 def local_round(rules: tuple[Any, Any], base: Part, loaded: Loaded, group: Any, t: int, k: int) -> Part:
     """Local work of replica k in round t, from the state it may know."""
     local = rules[0]
-    return compute(lambda block: local(base.value, block, group, t, k), loaded, group.start)
+    return compute(lambda block: local(base.value, block, group, t, k), loaded)
 
 
 def merge_round(rules: tuple[Any, Any], before: Part, base: Part, *parts: Part) -> Part:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, is_classifier
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -30,6 +31,7 @@ class LinearEstimator(BaseEstimator):
 
     coef_: np.ndarray
     intercept_: Any
+    classes_: np.ndarray
 
     def _source(
         self,
@@ -109,13 +111,16 @@ class LinearEstimator(BaseEstimator):
             X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32], order="C")
             if out is None:
                 return rows(X)
-        source = as_source(X, None, None, storage_options)
+        is_url = isinstance(X, (str, os.PathLike))
+        source = as_source(X, None, None, storage_options if is_url else None)
         self._check_features(source)
-        from daskdml.engine.lazy import lazy_rows, stream_rows
+        if out is None:
+            from daskdml.engine.lazy import lazy_rows
 
-        if out is not None:
-            return stream_rows(source, rows, out, storage_options)
-        return lazy_rows(source, rows)
+            return lazy_rows(source, rows)
+        from daskdml.estimators.streaming import stream
+
+        return stream(source, rows, out, storage_options)
 
     def _check_features(self, source: Source) -> None:
         if source.n_features != self.n_features_in_:
@@ -133,11 +138,64 @@ class LinearEstimator(BaseEstimator):
                 )
 
 
+class ScoreMixin:
+    """`score` on data of any kind; stands before scikit-learn's mixin of that method."""
+
+    def score(
+        self, X: Any, y: Any = None, sample_weight: Any = None, *, storage_options: Any = None
+    ) -> float:
+        """Accuracy of a classifier, R^2 of a regressor; one pass over data that is not in memory.
+
+        Parameters
+        ----------
+        X : as for `fit`
+        y : array-like of shape (n,) or None
+            None takes the data set's own.
+        sample_weight : array-like of shape (n,) or None
+        storage_options : dict or None
+            For a URL.
+
+        Returns
+        -------
+        float
+        """
+        if not is_out_of_core(X):
+            return float(super().score(X, y, sample_weight))  # type: ignore[misc]
+        assert isinstance(self, LinearEstimator)
+        check_is_fitted(self)
+        source = as_source(X, y, sample_weight, storage_options)
+        self._check_features(source)
+        from daskdml.estimators.streaming import score
+
+        decide = (
+            partial(decide_labels, classes=self.classes_) if is_classifier(self) else one_or_many
+        )
+        return score(source, _RowsTo(*self._matrices(), decide), is_classifier(self))
+
+
+def one_or_many(z: np.ndarray) -> np.ndarray:
+    """Scores (n, 1) as (n,), others as they are."""
+    return z[:, 0] if z.shape[1] == 1 else z
+
+
+def decide_labels(z: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Labels of the largest scores (n, K), or of the sign of one score (n, 1)."""
+    index = (z[:, 0] > 0).astype(np.intp) if z.shape[1] == 1 else z.argmax(axis=1)
+    return np.asarray(classes[index])
+
+
 class _RowsTo:
     """Rows -> predictions; a picklable function of one block that needs no estimator."""
 
+    __name__ = "predict"  # of the tasks, on the dashboard
+
     def __init__(self, coef: np.ndarray, intercept: np.ndarray, decide: Callable[..., Any]) -> None:
         self.coef, self.intercept, self.decide = coef, np.array(intercept), decide
+
+    def __dask_tokenize__(self) -> Any:
+        how = self.decide
+        name, extra = getattr(how, "func", how).__name__, getattr(how, "keywords", {})
+        return name, self.coef, self.intercept, sorted(extra.items())
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         return np.asarray(self.decide(scores(np.ascontiguousarray(X), self.coef, self.intercept)))

@@ -10,7 +10,7 @@ from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from daskdml.estimators.base import LinearEstimator, class_factors
+from daskdml.estimators.base import LinearEstimator, ScoreMixin, class_factors, decide_labels, one_or_many
 from daskdml.kernels.losses import Logistic, Multinomial, Squared
 from daskdml.kernels.targets import LabelSummary, Targets
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from daskdml.solvers.base import Problem
 
 
-class LogisticRegression(ClassifierMixin, LinearEstimator):
+class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
     """Logistic regression, binary and multinomial, with a certified distance to the optimum.
 
     Minimises ``(1/S) sum_i s_i log-loss_i + |w|^2 / (2 C S)`` with ``S = sum_i s_i``: the
@@ -175,7 +175,7 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
 
     def decision_function(self, X: Any, *, storage_options: Any = None, out: Any = None) -> Any:
         """Scores: (n,) for two classes, (n, n_classes) for more; see `predict`."""
-        return self._apply(X, _one_or_many, storage_options, out)
+        return self._apply(X, one_or_many, storage_options, out)
 
     def predict_proba(self, X: Any, *, storage_options: Any = None, out: Any = None) -> Any:
         """Probabilities of the classes, (n, n_classes); see `predict`."""
@@ -203,7 +203,7 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
         from functools import partial
 
         self._check_fitted()
-        return self._apply(X, partial(_labels, classes=self.classes_), storage_options, out)
+        return self._apply(X, partial(decide_labels, classes=self.classes_), storage_options, out)
 
     def to_sklearn(self) -> Any:
         """The plain scikit-learn estimator with these coefficients."""
@@ -213,10 +213,6 @@ class LogisticRegression(ClassifierMixin, LinearEstimator):
         return self._copy_fitted(plain, "classes_")
 
 
-def _one_or_many(z: np.ndarray) -> np.ndarray:
-    return z[:, 0] if z.shape[1] == 1 else z
-
-
 def _probabilities(z: np.ndarray) -> np.ndarray:
     if z.shape[1] == 1:
         p = expit(z[:, 0])
@@ -224,12 +220,7 @@ def _probabilities(z: np.ndarray) -> np.ndarray:
     return np.asarray(softmax(z, axis=1))
 
 
-def _labels(z: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    index = (z[:, 0] > 0).astype(np.intp) if z.shape[1] == 1 else z.argmax(axis=1)
-    return classes[index]
-
-
-class _LeastSquares(RegressorMixin, LinearEstimator):
+class _LeastSquares(ScoreMixin, RegressorMixin, LinearEstimator):
     """What Ridge and LinearRegression share."""
 
     fit_intercept: bool
@@ -254,7 +245,7 @@ class _LeastSquares(RegressorMixin, LinearEstimator):
 
     def predict(self, X: Any, *, storage_options: Any = None, out: Any = None) -> Any:
         """Predicted values; see `LogisticRegression.predict`."""
-        return self._apply(X, _one_or_many, storage_options, out)
+        return self._apply(X, one_or_many, storage_options, out)
 
 
 class Ridge(_LeastSquares):

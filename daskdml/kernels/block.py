@@ -19,6 +19,8 @@ class Block:
         Targets, as stored.
     sample_weight : ndarray of shape (n,) or None
         Weights of the rows; None means that each weighs 1.
+    start : int
+        Number of the first row within all rows.
 
     Examples
     --------
@@ -30,6 +32,7 @@ class Block:
     X: np.ndarray
     y: np.ndarray | None
     sample_weight: np.ndarray | None
+    start: int = 0
 
     @property
     def n_rows(self) -> int:
