@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from daskdml.estimators.linear import LinearRegression as LinearRegression
     from daskdml.estimators.linear import LogisticRegression as LogisticRegression
     from daskdml.estimators.linear import Ridge as Ridge
+    from daskdml.estimators.sgd import SGDClassifier as SGDClassifier
+    from daskdml.estimators.sgd import SGDRegressor as SGDRegressor
 
 __version__ = "0.1.0"
 
@@ -21,6 +23,8 @@ _HOMES = {
     "LogisticRegression": "daskdml.estimators.linear",
     "ProgressBar": "daskdml.diagnostics.progress",
     "Ridge": "daskdml.estimators.linear",
+    "SGDClassifier": "daskdml.estimators.sgd",
+    "SGDRegressor": "daskdml.estimators.sgd",
     "Timeline": "daskdml.diagnostics.timeline",
 }
 __all__ = ["__version__", *_HOMES]
