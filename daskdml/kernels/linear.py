@@ -195,16 +195,15 @@ def _add_rows(X, center, c, rows, g):  # type: ignore[no-untyped-def]
     while k + 4 <= n:
         i0, i1, i2, i3 = rows[k], rows[k + 1], rows[k + 2], rows[k + 3]
         c0, c1, c2, c3 = c[i0], c[i1], c[i2], c[i3]
-        c4 = c0 + c1 + c2 + c3
         for j in range(d):
+            m = center[j]  # taken off each: off their sum, a large mean would cancel
             g[j] += (
-                c0 * np.float64(X[i0, j])
-                + c1 * np.float64(X[i1, j])
-                + c2 * np.float64(X[i2, j])
-                + c3 * np.float64(X[i3, j])
-                - c4 * center[j]
+                c0 * (np.float64(X[i0, j]) - m)
+                + c1 * (np.float64(X[i1, j]) - m)
+                + c2 * (np.float64(X[i2, j]) - m)
+                + c3 * (np.float64(X[i3, j]) - m)
             )
-        total += c4
+        total += c0 + c1 + c2 + c3
         k += 4
     while k < n:
         i = rows[k]

@@ -181,7 +181,7 @@ def quadratic_model(
     radius2 = 0.0 if curved == 0.0 else (
         curved**2 * stats.row_norm2 / smallest if smallest > 0 else np.inf
     )  # fmt: skip
-    blur, drift = np.sqrt(largest) * z_error, float(np.expm1(min(2 * curved * z_error, 1.0)))
+    blur, drift = float(np.sqrt(largest)) * z_error, float(np.expm1(min(2 * curved * z_error, 1.0)))
     pull = blur
     if share < 1:  # rows beyond the Hessian's may pull where it is weakest
         pull *= np.sqrt(max(1.0, largest * stats.row_norm2 / smallest)) if smallest > 0 else np.inf

@@ -156,6 +156,8 @@ def _advance(
     direction = problem.zeros()
     direction.flat[problem.free] = model.step()
     direction = _centred(problem, direction)  # round-off drifts along what only adds penalty
+    idle = _idle(stats)
+    direction.flat[idle] = np.where(problem.penalty > 0, -state.theta, 0.0).flat[idle]
     after = state.theta + direction
     if model.singular and model.flat and problem.l2 == 0:
         after = _least_norm(problem, model, after)
@@ -178,6 +180,12 @@ def _advance(
     searched = None if np.isfinite(at_next) else after - state.theta
     next_state = NewtonState(after, searched, f, -gap2, dtype)
     return next_state, Report(label, totals, f, certificate, solution, reason)
+
+
+def _idle(stats: LinearStats) -> np.ndarray:
+    """Which parameters belong to a feature that is 0 in all rows, as a constant one is."""
+    assert stats.hessian is not None
+    return (np.diag(stats.hessian) == 0) & (stats.rising == 0) & (stats.falling == 0)
 
 
 def _centred(problem: Problem, theta: np.ndarray) -> np.ndarray:
@@ -203,8 +211,11 @@ def newton_model(
     """The quadratic model of f over the parameters that move."""
     assert stats.hessian is not None
     free = problem.free
-    H = stats.hessian / stats.hessian_weight + np.diag(problem.penalty.ravel())
+    penalty = problem.penalty.ravel()
+    H = stats.hessian / stats.hessian_weight + np.diag(penalty)
     g = problem.gradient(stats, theta)
+    settled = _idle(stats) & ((theta.ravel() == 0) | (penalty == 0))
+    H[settled, settled] = 1.0  # where they are is best; any curvature keeps them out of the way
     if isinstance(problem.loss, Multinomial):
         _fix_common_shift(H, g, problem.n_outputs)
     curved = {Squared: 0.0, Multinomial: np.sqrt(2.0)}.get(type(problem.loss), 1.0)
