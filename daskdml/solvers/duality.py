@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -20,18 +21,18 @@ METHOD = (
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """`LinearStats` of several models over the same rows; they add."""
+class Each:
+    """What was found of each of several models over the same rows; they add."""
 
-    of: tuple[LinearStats, ...]
+    of: tuple[Any, ...]
 
-    def __add__(self, other: Outputs) -> Outputs:
-        return Outputs(tuple(a + b for a, b in zip(self.of, other.of, strict=True)))
+    def __add__(self, other: Each) -> Each:
+        return Each(tuple(a + b for a, b in zip(self.of, other.of, strict=True)))
 
 
 @dataclass(frozen=True)
 class OutputsOf:
-    """Block -> `Outputs`: statistics of a model for each class against the rest, or of one.
+    """Block -> `Each`: statistics of a model for each class against the rest, or of one.
 
     Parameters
     ----------
@@ -49,12 +50,12 @@ class OutputsOf:
     class_weights: tuple[float, ...] | None
     theta: np.ndarray
 
-    def __call__(self, block: Block) -> Outputs:
+    def __call__(self, block: Block) -> Each:
         """Statistics of a block's rows."""
         s = row_weights(block, block.n_rows)
         if self.targets.classes is None:
             y, _ = self.targets.prepare(block)
-            return Outputs((self._one(0, block.X, y, s),))
+            return Each((self._one(0, block.X, y, s),))
         assert block.y is not None
         index, K, found = self.targets.index(block.y), len(self.theta), []
         for k in range(K):
@@ -64,7 +65,7 @@ class OutputsOf:
                 of_rest = 1.0 if K > 1 else self.class_weights[0]
                 weight = s * np.where(positive, self.class_weights[k if K > 1 else 1], of_rest)
             found.append(self._one(k, block.X, np.where(positive, 1.0, -1.0), weight))
-        return Outputs(tuple(found))
+        return Each(tuple(found))
 
     def _one(self, k: int, X: np.ndarray, y: np.ndarray, s: np.ndarray) -> LinearStats:
         at = LinearPass(self.loss, Coordinates.identity(X.shape[1]), self.theta[k : k + 1])
@@ -88,13 +89,13 @@ class Penalised:
     shrink: float
     fit_intercept: bool
 
-    def certificate(self, theta: np.ndarray, outputs: Outputs) -> Certificate:
+    def certificate(self, theta: np.ndarray, outputs: Each) -> Certificate:
         """Sum over the models of objective and gap.
 
         Parameters
         ----------
         theta : ndarray of shape (K, d + 1)
-        outputs : Outputs
+        outputs : Each of LinearStats
             Statistics at theta, of a loss whose minimum is 0.
         """
         objectives = [self.objective(w, s) for w, s in zip(theta, outputs.of, strict=True)]

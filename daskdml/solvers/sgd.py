@@ -13,10 +13,11 @@ from daskdml.engine.memory import FAN_IN, Needs
 from daskdml.engine.run import Data, PassTotals
 from daskdml.kernels.block import Block
 from daskdml.kernels.linear import scores
+from daskdml.kernels.metrics import Accuracy, Determination
 from daskdml.kernels.sgd import Averages, Cumulative, SGDConfig, SGDState, sgd_block
 from daskdml.kernels.targets import Targets, check_rows, row_weights
 from daskdml.solvers.base import Problem, Report, Run
-from daskdml.solvers.duality import OutputsOf, Penalised
+from daskdml.solvers.duality import Each, OutputsOf, Penalised
 from daskdml.solvers.replicas import hold_out_groups, hold_out_rows, row_order, schedule
 
 SMALLEST_ETA = 1e-6  # "adaptive" lowers its steps no further, as in scikit-learn
@@ -146,83 +147,36 @@ class Meet:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Weighted hits (or moments of targets and errors) on held-out rows; they add.
-
-    Parameters
-    ----------
-    weight : float
-    hits : ndarray of shape (K,)
-        Weight of the rows that each problem gets right.
-    mean, spread, error : float
-        Of a regression: mean of the targets, their squared deviations, and squared errors.
-    """
-
-    weight: float
-    hits: np.ndarray
-    mean: float
-    spread: float
-    error: float
-
-    def __add__(self, other: Scored) -> Scored:
-        weight = self.weight + other.weight
-        share = other.weight / weight if weight else 0.0
-        delta = other.mean - self.mean
-        return Scored(
-            weight,
-            self.hits + other.hits,
-            self.mean + delta * share,
-            self.spread + other.spread + delta**2 * self.weight * share,
-            self.error + other.error,
-        )
-
-    def score(self, classification: bool) -> np.ndarray:
-        """Weighted share of hits of each problem, or R^2; shape (K,)."""
-        if self.weight == 0.0:
-            raise ValueError(
-                "The sample weights for validation set are all zero, consider using a different "
-                "random state"
-            )
-        if classification:
-            return self.hits / self.weight
-        return np.array([1.0 - self.error / self.spread if self.spread else float(self.error == 0)])
-
-
-@dataclass(frozen=True)
 class ScoreOf:
-    """Block -> `Scored` of its held-out rows.
+    """Block -> `Each` of the problems' scores on its held-out rows.
 
     Parameters
     ----------
-    config : SGDConfig
     targets : Targets
     coef, intercept : ndarray of shape (K, d) and (K,)
     seed, held_share : int, float
         Which rows are held out; all of them for a share of 0.
     """
 
-    config: SGDConfig
     targets: Targets
     coef: np.ndarray
     intercept: np.ndarray
     seed: int
     held_share: float = 0.0
 
-    def __call__(self, block: Block) -> Scored:
+    def __call__(self, block: Block) -> Each:
         """Score a block's held-out rows."""
         y, s = encoded(self.targets, block)
-        weight = np.ones(block.n_rows) if s is None else s.copy()
+        weight = np.ones(block.n_rows) if s is None else s
         if self.held_share:
-            weight[~hold_out_rows(block.n_rows, self.held_share, self.seed)] = 0.0
+            weight = weight * hold_out_rows(block.n_rows, self.held_share, self.seed)
         z = scores(block.X, self.coef, self.intercept)
-        total = float(weight.sum())
-        if not self.config.loss.is_classification:
-            mean = float(weight @ y) / total if total else 0.0
-            spread, error = float(weight @ (y - mean) ** 2), float(weight @ (y - z[:, 0]) ** 2)
-            return Scored(total, np.zeros(1), mean, spread, error)
+        if self.targets.classes is None:
+            return Each((Determination.of(y, z[:, 0], weight),))
         K = z.shape[1]
-        positive = y[:, None] == (np.arange(K) if K > 1 else 1)
-        return Scored(total, weight @ ((z > 0) == positive), 0.0, 0.0, 0.0)
+        classes = range(K) if K > 1 else [1]
+        right = [Accuracy.of(y == c, z[:, k] > 0, weight) for k, c in enumerate(classes)]
+        return Each(tuple(right))
 
 
 @dataclass(frozen=True, eq=False)
@@ -398,12 +352,15 @@ class SGD:
     ) -> tuple[np.ndarray, PassTotals]:
         """Scores of the last iterate (not of the averages, as in scikit-learn) on held-out rows."""
         latest = state.states[-1]
-        score = ScoreOf(
-            self.config, problem.targets, latest.coef, latest.intercept, self.seed, share
-        )
+        score = ScoreOf(problem.targets, latest.coef, latest.intercept, self.seed, share)
         label = f"{run.label}-score"
         found, totals = run.data.map_reduce(score, label, held or None)
-        return found.score(self.config.loss.is_classification), totals
+        if found.of[0].weight == 0:
+            raise ValueError(
+                "The sample weights for validation set are all zero, consider using a different "
+                "random state"
+            )
+        return np.array([each.score for each in found.of]), totals
 
     def _judge(self, state: SGDProgress, measured: np.ndarray) -> SGDProgress:
         """Count epochs without improvement, and stop or slow down what has too many of them."""

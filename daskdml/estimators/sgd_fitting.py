@@ -1,0 +1,91 @@
+"""From an SGD estimator's parameters to a run. Imported by `fit` alone: it needs Dask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from daskdml.engine.memory import Needs
+from daskdml.engine.run import Data, Engine
+from daskdml.estimators.fitting import run_attributes
+from daskdml.events import FitStart
+from daskdml.io.sources import Source
+from daskdml.kernels.linear import Coordinates
+from daskdml.kernels.sgd import SGDConfig, SGDState
+from daskdml.kernels.targets import LabelSummary, Targets
+from daskdml.solvers.base import Problem, Run, Solution, minimise
+from daskdml.solvers.problems import scan_targets
+from daskdml.solvers.sgd import SGD
+
+
+@dataclass(frozen=True)
+class SGDTask:
+    """What to fit, in an estimator's terms.
+
+    Parameters
+    ----------
+    label : str
+        Name on the dashboard.
+    scan : bool
+        Whether the labels have to be found out.
+    describe : callable
+        `LabelSummary` or None -> (config, targets).
+    n_replicas : int or None
+        None takes as many as there are compute slots, and groups of rows.
+    options : dict
+        Further parameters of `SGD`.
+    start : callable
+        Config -> parameters (K, d + 1) to start from, or None.
+    """
+
+    label: str
+    scan: bool
+    describe: Callable[[LabelSummary | None], tuple[SGDConfig, Targets]]
+    n_replicas: int | None
+    options: dict[str, Any]
+    start: Callable[[SGDConfig], np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class SGDFitted:
+    """What a fit leaves behind."""
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    state: SGDState
+    solution: Solution
+    attributes: dict[str, Any]
+
+
+def fit_sgd(source: Source, task: SGDTask) -> SGDFitted:
+    """Plan, scan the labels where they are unknown, run the epochs."""
+    engine, d = Engine.current(), source.n_features
+    with engine.open(source, Needs()) as data:
+        engine.tell(FitStart(task.label, data.plan, source.n_rows, d, data.runner.dashboard_link))
+        found = scan_targets(data, True, task.label) if task.scan else None
+        config, targets = task.describe(found)
+        n_replicas = task.n_replicas or _replicas(data)
+        solver = SGD(config, n_replicas, **task.options)
+        problem = Problem(
+            config.loss, targets, config.decay, d, config.n_models, config.fit_intercept,
+            Coordinates.identity(d),
+        )  # fmt: skip
+        data.require(solver.needs(problem, data))
+        run = Run(data, task.label)
+        never = -1.0  # SGD stops by a criterion of its own
+        solution = minimise(problem, solver, run, never, solver.max_iter, task.start(config))
+    attributes = run_attributes(run, data, solution)
+    if not solver.certify:
+        del attributes["certificate_"]
+    attributes["n_replicas_"] = n_replicas
+    theta = solution.theta
+    state = solution.state.states[-1]
+    return SGDFitted(theta[:, :d].copy(), theta[:, d].copy(), state, solution, attributes)
+
+
+def _replicas(data: Data) -> int:
+    slots = sum(w.threads for w in data.runner.workers())
+    return max(1, min(slots, len(data.groups)))
