@@ -1,6 +1,6 @@
 """One command for all figures of docs/benchmarks.md.
 
-    python -m benchmarks w1 [--scale 1.0] [--runs 3] [--folder out/benchmarks]
+python -m benchmarks w1 [--scale 1.0] [--runs 3] [--folder out/benchmarks]
 """
 
 from __future__ import annotations

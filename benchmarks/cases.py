@@ -153,7 +153,7 @@ def sklearn_partial_fit(path: Path) -> Result:
     return {"seconds": time.perf_counter() - began, **_solution(clf)}
 
 
-class _cluster:  # noqa: N801
+class _cluster:
     """Two or more worker processes, imports and compiled kernels warm."""
 
     def __init__(self, workers: int) -> None:

@@ -1,4 +1,4 @@
-"""The workloads: synthetic rows, written with plain Zarr (zstd) so that every peer can read them."""
+"""The workloads: synthetic rows, written with plain Zarr (zstd) for every peer to read."""
 
 from __future__ import annotations
 
@@ -68,7 +68,11 @@ class Workload:
         group = zarr.open_group(temporary, mode="w")
         shape = (self.rows, self.features)
         X = group.create_array(
-            "X", shape=shape, chunks=(self.chunk, self.features), dtype="f4", compressors=ZstdCodec()
+            "X",
+            shape=shape,
+            chunks=(self.chunk, self.features),
+            dtype="f4",
+            compressors=ZstdCodec(),
         )
         y = group.create_array("y", shape=shape[:1], chunks=(self.chunk,), dtype="i1")
         start = 0

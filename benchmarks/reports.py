@@ -126,7 +126,10 @@ REPORTS: dict[str, Callable[[Workload, Path, int], list[Row]]] = {
 
 def table(rows: list[Row]) -> str:
     """A Markdown table of what the rows share."""
-    lines = ["| case | seconds (min-max) | load s | relative gap | reads | peak GB |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| case | seconds (min-max) | load s | relative gap | reads | peak GB |",
+        "|---|---|---|---|---|---|",
+    ]
     for r in rows:
         low, high = r["spread"]
         cells = [

@@ -54,7 +54,7 @@ class BlockCache:
             return shelf.blocks.get(key)
 
     def offer(self, token: str, key: Any, block: Any, nbytes: int, budget: int) -> bool:
-        """Pin a block if the fit's budget (bytes in this process) has room; tells whether it did."""
+        """Pin a block if the fit's budget (bytes in this process) has room; tell if it did."""
         now = time.monotonic()
         with self._lock:
             for old in [t for t, s in self._shelves.items() if now - s.touched > ABANDONED_AFTER]:

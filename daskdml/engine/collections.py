@@ -18,7 +18,8 @@ def _graph_of(source: DaskSource) -> dict[Any, Any]:
     kept = vars(source)
     if "_tasks" not in kept:
         kept["_tasks"] = convert_legacy_graph(source.graph())
-    return kept["_tasks"]  # type: ignore[no-any-return]
+    tasks_by_key: dict[Any, Any] = kept["_tasks"]
+    return tasks_by_key
 
 
 def block_tasks(
@@ -37,7 +38,8 @@ def block_tasks(
     """
     graph = _graph_of(source)
     bounds = source.chunk_bounds
-    wanted = [source.block_keys(i) for i in range(bisect_left(bounds, start), bisect_left(bounds, stop))]
+    blocks = range(bisect_left(bounds, start), bisect_left(bounds, stop))
+    wanted = [source.block_keys(i) for i in blocks]
     roots = [key for keys in wanted for part in keys for key in part]
     subset: dict[Any, Any] = {}
     stack = list(roots)
@@ -60,4 +62,5 @@ def block_tasks(
 def _renamed(key: Any, name: str, start: int) -> Any:
     """A key of this graph, under which the dashboard still shows what the task does."""
     at = key[1:] if isinstance(key, tuple) else ()
-    return (f"{key_split(key)}-{name.rpartition('-')[2]}", str(key if not at else key[0]), start, *at)
+    prefix = f"{key_split(key)}-{name.rpartition('-')[2]}"
+    return (prefix, str(key[0] if at else key), start, *at)

@@ -15,7 +15,7 @@ from daskdml.engine.graphs import Group
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Engine
 from daskdml.io.arrays import create_array
-from daskdml.io.sources import DaskSource, Source
+from daskdml.io.sources import AnySource, DaskSource, Source
 from daskdml.io.store import open_store, resolve_url, retrying
 from daskdml.kernels.block import Block
 
@@ -24,7 +24,7 @@ MIN_ROWS_BYTES = 4_000_000  # of rows read for one chunk of predictions
 Rows = Callable[[np.ndarray], np.ndarray]
 
 
-def _probe(source: Source, fn: Rows) -> np.ndarray:
+def _probe(source: AnySource, fn: Rows) -> np.ndarray:
     return fn(np.zeros((1, source.n_features), source.dtype))
 
 
@@ -34,7 +34,7 @@ def _read_and_apply(block_id: tuple[int, ...], source: Source, fn: Rows, bounds:
     return fn(block.X)
 
 
-def lazy_rows(source: Source, fn: Rows) -> Any:
+def lazy_rows(source: AnySource, fn: Rows) -> Any:
     """A Dask array of ``fn(rows)``, chunked as the source is stored.
 
     Parameters
@@ -72,6 +72,7 @@ class WriteRows:
     options: dict[str, Any] | None
 
     def __call__(self, block: Block) -> int:
+        """Write the block's rows."""
         rows = self.fn(block.X)
         array = zarr.open_array(open_store(self.url, self.options, read_only=False), mode="r+")
         stop = block.start + block.n_rows
@@ -81,7 +82,7 @@ class WriteRows:
 
 
 def stream_rows(
-    engine: Engine, source: Source, fn: Rows, names: list[str] | None, out: str, options: Any
+    engine: Engine, source: AnySource, fn: Rows, names: list[str] | None, out: str, options: Any
 ) -> zarr.Array[Any]:
     """Write ``fn(rows)`` to a Zarr array, chunk by chunk; a rerun computes what is missing.
 

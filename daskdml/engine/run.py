@@ -19,7 +19,7 @@ from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
 from daskdml.engine.place import global_client
 from daskdml.engine.runners import Cluster, Inline, Runner, Threads, fit_name
 from daskdml.events import BlockEnd, Callback, Event, Message, PassEnd, PassStart, emit
-from daskdml.io.sources import Source
+from daskdml.io.sources import AnySource
 from daskdml.kernels.targets import DataError
 
 GROUP_BYTES = 40_000_000  # rows that one task reads, where chunks are smaller
@@ -128,13 +128,13 @@ class Engine:
         """What will execute graphs over data that is, or is not, in this process's memory."""
         client = self.client
         if client is not None and not hasattr(client, "scheduler_info"):
-            return client  # type: ignore[no-any-return]
+            return client
         if in_memory:
             return Threads()
         client = client or global_client()
         return Threads() if client is None else Cluster(client)
 
-    def open(self, source: Source, needs: Needs) -> Data:
+    def open(self, source: AnySource, needs: Needs) -> Data:
         """Plan a fit over a source; refuses what the memory promise does not allow.
 
         Raises
@@ -155,7 +155,7 @@ class Data:
     Use as a context manager: leaving it forgets the pinned blocks.
     """
 
-    def __init__(self, engine: Engine, source: Source, needs: Needs) -> None:
+    def __init__(self, engine: Engine, source: AnySource, needs: Needs) -> None:
         self.engine = engine
         self.source = source
         self.token = uuid.uuid4().hex[:12]
@@ -293,12 +293,9 @@ class Data:
     ) -> None:  # fmt: skip
         """Tell that a pass ended, with what the solver made of it."""
         t = totals
-        self.engine.tell(
-            PassEnd(
-                label, self.passes, t.seconds, objective, gap, relative, t.nbytes,
-                t.read, t.decode, t.compute, t.wait, t.transfer,
-            )  # fmt: skip
-        )
+        bound = (objective, gap, relative)
+        spent = (t.read, t.decode, t.compute, t.wait, t.transfer)
+        self.engine.tell(PassEnd(label, self.passes, t.seconds, *bound, t.nbytes, *spent))
         self.passes += 1
 
     def _read(self, parts: tuple[str, ...]) -> tasks.Read:
@@ -356,12 +353,8 @@ class Data:
 
     def _block_end(self, label: str, r: tasks.BlockRecord) -> None:
         nbytes = r.rows * self.source.row_nbytes
-        self.engine.tell(
-            BlockEnd(
-                label, self.passes, r.rows, nbytes, r.worker, r.load_began, r.ended,
-                r.read, r.decode, r.compute,
-            )  # fmt: skip
-        )
+        times = (r.load_began, r.ended, r.read, r.decode, r.compute)
+        self.engine.tell(BlockEnd(label, self.passes, r.rows, nbytes, r.worker, *times))
 
     def _explain(self, error: DataError) -> str:
         where = f"first in row {error.row}"
@@ -369,7 +362,8 @@ class Data:
             names = self.source.feature_names
             name = f" ({names[error.column]!r})" if names is not None else ""
             where += f", column {error.column}{name}"
-        return f"{error.what}: {where} of {self.source.name}; mend or leave out such rows before fit"
+        rows = f"{where} of {self.source.name}"
+        return f"{error.what}: {rows}; mend or leave out such rows before fit"
 
 
 def _totals(

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import dask
 import dask.callbacks
 import dask.threaded
+import numpy as np
 import psutil
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
@@ -52,7 +53,9 @@ Told = Callable[[tasks.BlockRecord], None]
 class Runner(Protocol):
     """Executes graphs."""
 
-    dashboard_link: str | None
+    @property
+    def dashboard_link(self) -> str | None:
+        """Address of a dashboard, where there is one."""
 
     def workers(self) -> list[Worker]:
         """The processes there are now."""
@@ -68,13 +71,18 @@ class Runner(Protocol):
 
 
 def make_ready() -> int:
-    """Import what tasks need; gives the resident bytes of this process then."""
+    """Import what tasks need and run a first kernel; gives the resident bytes of this process then.
+
+    The first compiled kernel brings LLVM into the process: some 45 MB that no import shows.
+    """
     import scipy.linalg  # noqa: F401
 
     import daskdml.io.dataset
-    import daskdml.kernels.linear
     import daskdml.kernels.sgd  # noqa: F401
+    from daskdml.kernels.block import Block
+    from daskdml.kernels.linear import moments
 
+    moments(Block(np.zeros((1, 1), np.float32), None, None))
     return int(psutil.Process().memory_info().rss)
 
 
@@ -126,7 +134,7 @@ class Threads(Inline):
             return dask.threaded.get(graph.tasks, graph.wanted, pool=pool)
 
 
-class _Listener(dask.callbacks.Callback):  # type: ignore[misc]
+class _Listener(dask.callbacks.Callback):
     """Tells of each block that a scheduler of this process has finished."""
 
     def __init__(self, told: Told) -> None:
@@ -194,7 +202,12 @@ class Cluster:
         self.client.subscribe_topic(TOPIC, lambda event: heard.put(event[1]))
         futures = self.client.get(_layers(graph, places), graph.wanted, sync=False)
         finished = threading.Event()
-        futures[-1].add_done_callback(lambda _: (finished.set(), heard.put(None)))
+
+        def finish(_: Any) -> None:
+            finished.set()
+            heard.put(None)
+
+        futures[-1].add_done_callback(finish)
         try:
             while not finished.is_set():
                 record = heard.get()

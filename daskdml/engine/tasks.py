@@ -18,11 +18,12 @@ from threadpoolctl import ThreadpoolController
 from daskdml.engine.cache import PINNED
 from daskdml.engine.place import leave_slot, tell, worker_name
 from daskdml.io import buffers
+from daskdml.io.dask_rows import DaskSource
 from daskdml.kernels.block import Block
 from daskdml.kernels.targets import DataError
 
 if TYPE_CHECKING:
-    from daskdml.io.sources import Source
+    from daskdml.io.sources import AnySource
 
 ALL_PARTS = ("X", "y", "sample_weight")
 
@@ -33,7 +34,7 @@ class Read:
 
     Parameters
     ----------
-    source : Source
+    source : Source or DaskSource
         From where.
     parts : tuple of str
         What of each row.
@@ -45,7 +46,7 @@ class Read:
         Bytes of free buffers that a process may keep for the next read.
     """
 
-    source: Source
+    source: AnySource
     parts: tuple[str, ...] = ALL_PARTS
     token: str = ""
     budget: int = 0
@@ -149,6 +150,7 @@ def load(how: Read, index: int, start: int, stop: int, *gate: Any) -> Loaded:
     if not how.source.in_memory:
         buffers.set_limit(how.spare)
         leave_slot()
+    assert not isinstance(how.source, DaskSource)
     block, stats = how.source.read(start, stop, how.parts)
     block = replace(block, start=start)
     pinned = bool(how.budget) and PINNED.offer(how.token, index, block, block.nbytes, how.budget)
@@ -207,7 +209,9 @@ def combine(*parts: Part) -> Part:
     return Part(reduce(add, (p.value for p in parts)), records)
 
 
-def local_round(rules: tuple[Any, Any], base: Part, loaded: Loaded, group: Any, t: int, k: int) -> Part:
+def local_round(
+    rules: tuple[Any, Any], base: Part, loaded: Loaded, group: Any, t: int, k: int
+) -> Part:
     """Local work of replica k in round t, from the state it may know."""
     local = rules[0]
     return compute(lambda block: local(base.value, block, group, t, k), loaded)

@@ -13,7 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from daskdml.io.dataset import Dataset
-from daskdml.io.sources import Source, as_source
+from daskdml.io.sources import AnySource, as_source
 from daskdml.kernels.linear import scores
 from daskdml.kernels.targets import LabelSummary
 
@@ -40,7 +40,7 @@ class LinearEstimator(BaseEstimator):
         sample_weight: Any,
         storage_options: dict[str, Any] | None,
         reset: bool = True,
-    ) -> Source:
+    ) -> AnySource:
         """The checked data of a fit; sets `n_features_in_` and `feature_names_in_`.
 
         Without `reset`, the data must have the features that are already known.
@@ -69,7 +69,7 @@ class LinearEstimator(BaseEstimator):
             sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64)
         return as_source(X, y, sample_weight)
 
-    def _note_features(self, source: Source) -> None:
+    def _note_features(self, source: AnySource) -> None:
         self.n_features_in_ = source.n_features
         if source.feature_names is not None:
             self.feature_names_in_ = np.asarray(source.feature_names, dtype=object)
@@ -122,7 +122,7 @@ class LinearEstimator(BaseEstimator):
 
         return stream(source, rows, out, storage_options)
 
-    def _check_features(self, source: Source) -> None:
+    def _check_features(self, source: AnySource) -> None:
         if source.n_features != self.n_features_in_:
             raise ValueError(
                 f"X has {source.n_features} features, but {type(self).__name__} is expecting "

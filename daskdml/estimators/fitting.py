@@ -13,7 +13,7 @@ from daskdml.diagnostics.history import History
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Data, Engine
 from daskdml.events import FitStart
-from daskdml.io.sources import Source
+from daskdml.io.sources import AnySource
 from daskdml.kernels.linear import Coordinates
 from daskdml.kernels.losses import Loss, Multinomial
 from daskdml.kernels.targets import LabelSummary, Targets
@@ -61,7 +61,7 @@ class Fitted:
     attributes: dict[str, Any]
 
 
-def fit_linear(source: Source, task: Task) -> Fitted:
+def fit_linear(source: AnySource, task: Task) -> Fitted:
     """Plan, scan the targets, find coordinates, minimise."""
     engine = Engine.current()
     with engine.open(source, Needs()) as data:

@@ -291,7 +291,7 @@ class Ridge(_LeastSquares):
         self, X: Any, y: Any = None, sample_weight: Any = None, *, storage_options: Any = None
     ) -> Ridge:
         """Fit; see `LogisticRegression.fit`."""
-        return self._fit(X, y, sample_weight, storage_options, self.alpha)  # type: ignore[no-any-return]
+        return self._fit(X, y, sample_weight, storage_options, self.alpha)
 
     def to_sklearn(self) -> Any:
         """The plain scikit-learn estimator with these coefficients."""
@@ -338,7 +338,7 @@ class LinearRegression(_LeastSquares):
         self, X: Any, y: Any = None, sample_weight: Any = None, *, storage_options: Any = None
     ) -> LinearRegression:
         """Fit; see `LogisticRegression.fit`."""
-        return self._fit(X, y, sample_weight, storage_options, 0.0)  # type: ignore[no-any-return]
+        return self._fit(X, y, sample_weight, storage_options, 0.0)
 
     def to_sklearn(self) -> Any:
         """The plain scikit-learn estimator with these coefficients."""

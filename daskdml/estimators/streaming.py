@@ -11,7 +11,7 @@ import numpy as np
 from daskdml.engine.lazy import stream_rows
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Engine
-from daskdml.io.sources import Source
+from daskdml.io.sources import AnySource
 from daskdml.kernels.block import Block
 from daskdml.kernels.metrics import Accuracy, Determination
 from daskdml.kernels.targets import row_weights
@@ -32,7 +32,7 @@ class ScoreOf:
         return kind.of(block.y, self.rows(block.X), row_weights(block, block.n_rows))
 
 
-def score(source: Source, rows: Rows, classification: bool) -> float:
+def score(source: AnySource, rows: Rows, classification: bool) -> float:
     """Accuracy or R^2 of predictions, in one pass."""
     if not source.has_y:
         raise ValueError(f"{source.name} has no targets to score against; pass y")
@@ -56,7 +56,7 @@ class _Codes:
         return np.searchsorted(self.classes, self.rows(X)).astype(np.int32)
 
 
-def stream(source: Source, rows: Any, out: str, options: dict[str, Any] | None) -> Any:
+def stream(source: AnySource, rows: Any, out: str, options: dict[str, Any] | None) -> Any:
     """Predictions as a Zarr array at `out`; strings as codes into its attribute class_names."""
     found = rows(np.zeros((1, source.n_features), source.dtype))
     names = None

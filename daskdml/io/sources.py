@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import zarr
@@ -23,7 +23,7 @@ from daskdml.io.layout import PARTS
 from daskdml.io.store import open_node, resolve_url
 from daskdml.kernels.block import Block
 
-__all__ = ["ColumnSource", "Source", "as_source"]
+__all__ = ["AnySource", "ColumnSource", "DaskSource", "Source", "as_source"]
 
 
 class Source(Protocol):
@@ -77,6 +77,10 @@ class Source(Protocol):
 
     def read(self, start: int, stop: int, parts: Iterable[str] = PARTS) -> tuple[Block, ReadStats]:
         """Read rows [start, stop) as a block."""
+
+
+AnySource: TypeAlias = "Source | DaskSource"
+"""Rows that can be read, or that Dask makes."""
 
 
 class _Column(Protocol):

@@ -11,6 +11,7 @@ cache, so that float32 data is never copied to float64 whole.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -82,7 +83,9 @@ class Moments:
         second = self.m2 / self.n + (0.0 if center else self.mean**2)
         scale = np.sqrt(second)
         tiny = np.abs(self.mean) * 1e-12
-        scale = np.where((scale > tiny) & np.isfinite(scale), scale, np.maximum(np.abs(self.mean), 1e-300))
+        scale = np.where(
+            (scale > tiny) & np.isfinite(scale), scale, np.maximum(np.abs(self.mean), 1e-300)
+        )
         scale = np.where(scale > 1e-290, scale, 1.0)
         return Coordinates(self.mean if center else np.zeros_like(self.mean), scale)
 
@@ -102,7 +105,7 @@ class LinearStats:
     slope : float
         Sum of weight * abs(slope), summed over outputs: the scale of the gradient's round-off.
     rising, falling : ndarray of shape (P,)
-        The gradient's part from rows of positive and from rows of negative slope; ``P = K * (d + 1)``
+        The gradient's part from rows of positive and of negative slope; ``P = K * (d + 1)``
         parameters in the order (output, feature), each output's intercept last. For K > 1 the
         whole gradient is in `rising`.
     rising_weight, falling_weight : float
@@ -140,7 +143,7 @@ class LinearStats:
         return self.rising + self.falling
 
     def __add__(self, other: LinearStats) -> LinearStats:
-        out = {}
+        out: dict[str, Any] = {}
         for f in fields(self):
             a, b = getattr(self, f.name), getattr(other, f.name)
             out[f.name] = max(a, b) if f.name == "row_norm2" else (None if a is None else a + b)
@@ -216,9 +219,10 @@ def _add_rows(X, center, c, rows, g):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _slopes(code, param, y, z, s, c, rows, sums):  # type: ignore[no-untyped-def]
-    """Weighted slopes c; rows that rise first in `rows`, then those that fall; returns how many rise.
+    """Weighted slopes c; rows that rise first in `rows`, then those that fall.
 
-    Adds to sums = (weight, loss, |slope|, dual of the rising, dual of the falling).
+    Adds to sums = (weight, loss, |slope|, dual of the rising, dual of the falling) and returns how
+    many rows rise.
     """
     n = z.shape[0]
     rise, fall = 0, n
@@ -356,11 +360,11 @@ class LinearPass:
         None: no Hessian. float32: products of rows in float32 (float32 data only), their slabs'
         sums in float64. float64: all in float64.
     hessian_every : int
-        Take the Hessian over every so many slabs of `SLAB_ROWS` rows: with rows in plenty, a part of
-        them knows it well enough, and bounds it from below.
+        Take the Hessian over every so many slabs of `SLAB_ROWS` rows: with rows in plenty, a part
+        of them knows it well enough, and bounds it from below.
     """
 
-    loss: Loss
+    loss: Loss | Multinomial
     coordinates: Coordinates
     theta: np.ndarray
     direction: np.ndarray | None = None
@@ -375,6 +379,7 @@ class LinearPass:
         return self._one_output(X, y, s)
 
     def _one_output(self, X: np.ndarray, y: np.ndarray, s: np.ndarray) -> LinearStats:
+        assert isinstance(self.loss, Loss)
         code, param = self.loss.code, self.loss.param
         center, inverse = self.coordinates.center, 1.0 / self.coordinates.scale
         d = X.shape[1]
@@ -450,8 +455,8 @@ class LinearPass:
                     product[k, :, k, :] = -(r.T @ r)
                 hessian -= product
         zero = np.zeros(P)
+        norm2 = largest * (1 + 4 * float(np.finfo(dtype).eps))
         return LinearStats(
             float(X.shape[0]), float(s.sum()), total, absolute, gradient.ravel(), zero, 0.0, 0.0,
-            0.0, 0.0, largest * (1 + 4 * float(np.finfo(dtype).eps)), line, None if hessian is None else hessian.reshape(P, P),
-            in_hessian,
+            0.0, 0.0, norm2, line, None if hessian is None else hessian.reshape(P, P), in_hessian,
         )  # fmt: skip

@@ -42,8 +42,8 @@ class LabelSummary:
             return LabelSummary(None, counts, weights, self.power + other.power)
         values = np.union1d(self.values, other.values)
         counts, weights = np.zeros(len(values)), np.zeros(len(values))
-        for part in (self, other):
-            at = np.searchsorted(values, part.values)
+        for found, part in ((self.values, self), (other.values, other)):
+            at = np.searchsorted(values, found)
             counts[at] += part.counts
             weights[at] += part.weights
         return LabelSummary(values, counts, weights)

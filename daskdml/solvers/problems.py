@@ -24,6 +24,7 @@ class ScanOf:
     classification: bool
 
     def __call__(self, block: Block) -> LabelSummary:
+        """Scan a block that has its targets."""
         return summarise_labels(block, self.classification)
 
 
@@ -34,7 +35,7 @@ def scan_targets(data: Data, classification: bool, label: str) -> LabelSummary:
     )
     data.leave_out(totals)
     data.end_pass(f"{label}-targets", totals)
-    return summary  # type: ignore[no-any-return]
+    return summary
 
 
 def sample_groups(groups: Sequence[Group]) -> tuple[Group, ...]:
@@ -56,4 +57,4 @@ def find_coordinates(data: Data, groups: Sequence[Group], center: bool, label: s
     """Standardising coordinates from the moments of some groups."""
     found, totals = data.map_reduce(_moments, f"{label}-moments", groups)
     data.end_pass(f"{label}-moments", totals)
-    return found.coordinates(center)  # type: ignore[no-any-return]
+    return found.coordinates(center)

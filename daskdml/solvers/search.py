@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from daskdml.solvers.base import Problem
 BACKTRACKS = (-0.5, -0.75, -0.9, -0.97, -0.99, -0.999, -1.0)  # from the full step back to none
 FROM_GUESS = (-0.5, -0.9, -1.0)
 NEAR = 1e-2  # predicted decrease, relative to f, below which a full step hardly ever fails
+S = TypeVar("S", bound="Searched")
 _SUFFICIENT = 1e-4  # of the predicted decrease (Armijo)
 
 
@@ -48,7 +50,7 @@ class Searched:
         return BACKTRACKS if -self.slope > NEAR * abs(self.f_before) else ()
 
 
-def shorten(problem: Problem, state: Searched, stats: LinearStats, f: float) -> Searched | None:
+def shorten(problem: Problem, state: S, stats: LinearStats, f: float) -> S | None:
     """The state at a shorter step where the full one did not decrease f enough, else None."""
     if state.direction is None:
         return None
