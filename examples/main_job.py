@@ -41,7 +41,7 @@ def make_rows(seeds: np.ndarray, rows: int) -> np.ndarray:
 
 
 def write(url: str, size: int) -> None:
-    """Write `size` bytes of rows with the cluster's workers."""
+    """Write `size` bytes of rows on threads of this process: no worker holds any of them."""
     chunk = min(20_000, max(1, size // (4 * N_FEATURES)))
     n_chunks = max(1, round(size / (4 * N_FEATURES * chunk)))
     seeds = da.arange(1, n_chunks + 1, chunks=1)
@@ -91,13 +91,13 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     check_disk(args.out, size)
     url = str(args.out / "main_job.zarr")
+    began = time.perf_counter()
+    write(url, size)
+    train, test = train_test_split(open_dataset(url), test_size=0.1, shuffle=False)
+    print(f"Wrote {train} and a test set in {time.perf_counter() - began:.0f} s", flush=True)
     cluster = LocalCluster(n_workers=args.workers, threads_per_worker=1, memory_limit=0)
     with cluster, Client(cluster) as client:
         print(f"Dashboard:      {client.dashboard_link}", flush=True)
-        began = time.perf_counter()
-        write(url, size)
-        train, test = train_test_split(open_dataset(url), test_size=0.1, shuffle=False)
-        print(f"Wrote {train} and a test set in {time.perf_counter() - began:.0f} s")
         print(f"Memory promise: {format_bytes(promise)} for each of {args.workers} workers")
 
         began = time.perf_counter()

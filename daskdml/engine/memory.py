@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from dask.utils import format_bytes
 
 FAN_IN = 16  # children of a node of the reduction tree
-_SLACK = 24 * 2**20  # interpreter, allocator and messages, beside what is counted
+_SLACK = 16 * 2**20  # interpreter, allocator and messages, beside what is counted
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from daskdml.events import BlockEnd, Callback, Event, Message, PassEnd, PassStar
 from daskdml.io.sources import AnySource
 from daskdml.kernels.targets import DataError
 
-GROUP_BYTES = 40_000_000  # rows that one task reads, where chunks are smaller
+GROUP_BYTES = 24_000_000  # rows that one task reads, where chunks are smaller
 SEGMENT_GROUPS = 256  # groups of one graph: what a lost worker can cost
 SCAN_GROUPS = 16  # groups of rows whose targets one task scans
 _SHARE_OF_WORKER = 0.7  # of a Dask worker's limit: beyond it, Dask begins to spill and to pause

@@ -26,6 +26,7 @@ from daskdml.engine.cache import PINNED
 from daskdml.engine.graphs import Graph
 from daskdml.engine.place import TOPIC
 from daskdml.io import buffers
+from daskdml.kernels.block import Block
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,14 @@ class Runner(Protocol):
 
 
 def make_ready() -> int:
-    """Import what tasks need and run a first kernel; gives the resident bytes of this process then.
+    """Load all that tasks need; gives the resident bytes of this process then.
 
-    The first compiled kernel brings LLVM into the process: some 45 MB that no import shows.
+    The first compiled kernel brings in LLVM's code generator, some 45 MB that a promise must count.
     """
     import scipy.linalg  # noqa: F401
 
     import daskdml.io.dataset
     import daskdml.kernels.sgd  # noqa: F401
-    from daskdml.kernels.block import Block
     from daskdml.kernels.linear import moments
 
     moments(Block(np.zeros((1, 1), np.float32), None, None))
