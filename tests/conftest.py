@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -62,3 +62,24 @@ def s3_server() -> Iterator[S3Server]:
         s3fs.S3FileSystem.clear_instance_cache()
         server.kill()
         server.wait(10)
+
+
+@contextlib.contextmanager
+def workers(n: int, **kwargs: Any) -> Iterator[Any]:
+    """Give a client of n worker processes with one thread each."""
+    from distributed import Client, LocalCluster
+
+    options = {"threads_per_worker": 1, "dashboard_address": None, "memory_limit": "1GB"}
+    with (
+        LocalCluster(n_workers=n, processes=True, **(options | kwargs)) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(n, timeout=60)
+        yield client
+
+
+@pytest.fixture(scope="session")
+def two_workers() -> Iterator[Any]:
+    """A client of two worker processes, shared by tests that leave them as they are."""
+    with workers(2) as client:
+        yield client

@@ -1,0 +1,213 @@
+"""Passes over a source: how much is alive, what overlaps, what a hundred thousand chunks cost."""
+
+from __future__ import annotations
+
+import gc
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import daskdml.engine.run
+from daskdml import Engine
+from daskdml.engine import tasks
+from daskdml.engine.graphs import group_rows, pass_graph, tree
+from daskdml.engine.memory import FAN_IN, Needs
+from daskdml.engine.run import Inline, Threads
+from daskdml.events import BlockEnd, PassStart
+from tests.conftest import workers
+from tests.engine.sources import Counting, Made, slow_total, total
+
+
+@pytest.fixture
+def one_chunk_a_group(monkeypatch):
+    """Each chunk is a group."""
+    monkeypatch.setattr(daskdml.engine.run, "GROUP_BYTES", 1)
+
+
+def test_the_sum_is_right(one_chunk_a_group):
+    """A pass adds up all rows, whatever the number of groups, and says what it read."""
+    for n in (1, 7, 16, 17, 300, 1000):
+        source = Made(n, 3)
+        with Engine(Inline()).open(source, Needs()) as data:
+            value, totals = data.map_reduce(total, "sum")
+        assert value == n * (n - 1)  # two columns of 0..n-1
+        assert totals.rows == n and totals.nbytes == n * 16
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_the_gate_bounds_what_is_alive(threads, one_chunk_a_group):
+    """No more than prefetch + 1 blocks of each lane are alive at any time."""
+    source = Counting(400, 4, seconds=0.001)
+    with Engine(Threads(threads)).open(source, Needs()) as data:
+        data.plan = daskdml.engine.run.replace(data.plan, limit=0)  # nothing may stay pinned
+        assert data.plan.prefetch == 1
+        value, _ = data.map_reduce(total, "sum")
+    assert value == 400 * 399
+    assert source.most <= threads * 2
+    gc.collect()
+    assert source.alive == 0
+
+
+def test_pinned_blocks_are_read_once(one_chunk_a_group):
+    """Blocks that fit within the promise are not read again, and are forgotten at the end."""
+    source = Counting(400, 4)
+    with Engine(Threads(2), memory_limit="4GB").open(source, Needs()) as data:
+        first = data.map_reduce(total, "sum")[1]
+        second = data.map_reduce(total, "sum")[1]
+        assert source.alive == 100
+    assert (first.nbytes, first.pinned_rows) == (400 * 16, 0)
+    assert (second.nbytes, second.pinned_rows) == (0, 400)
+    gc.collect()
+    assert source.alive == 0
+
+
+def _overlaps(events):
+    """Pairs of blocks of which one was read while the other was computed."""
+    blocks = [e for e in events if isinstance(e, BlockEnd)]
+    return sum(
+        min(a.start + a.read, b.stop) - max(a.start, b.stop - b.compute) > 0.01
+        for a in blocks
+        for b in blocks
+        if a is not b
+    )
+
+
+@pytest.mark.cluster
+def test_reads_hold_no_compute_slot(one_chunk_a_group):
+    """On a worker with one thread, blocks are read while others are computed."""
+    events = []
+    source = Made(64, 4, seconds=0.05)
+    with workers(1) as client, Engine(client, callbacks=[events.append]) as engine:
+        with engine.open(source, Needs()) as data:
+            value, totals = data.map_reduce(slow_total, "slow")
+    assert value == 64 * 63
+    assert _overlaps(events) >= 10  # of 16 blocks
+    assert totals.seconds < 0.85 * (totals.read + totals.compute)
+
+
+def test_reads_overlap_computing_on_threads(one_chunk_a_group):
+    """The same on one compute slot of this process."""
+    events = []
+    source = Made(64, 4, seconds=0.05)
+    with Engine(Threads(1), callbacks=[events.append]).open(source, Needs()) as data:
+        _, totals = data.map_reduce(slow_total, "slow")
+    assert _overlaps(events) >= 10
+    assert totals.seconds < 0.85 * (totals.read + totals.compute)
+
+
+def test_every_block_is_told_once(one_chunk_a_group):
+    """A pass announces how many blocks will follow, and each is told once."""
+    events = []
+    with Engine(Threads(2), callbacks=[events.append]).open(Made(100, 5), Needs()) as data:
+        data.map_reduce(total, "sum")
+    start = next(e for e in events if isinstance(e, PassStart))
+    blocks = [e for e in events if isinstance(e, BlockEnd)]
+    assert start.n_blocks == len(blocks) == 20
+    assert sum(b.rows for b in blocks) == 100
+
+
+def test_groups_are_cut_along_chunks():
+    """Groups hold whole chunks, cover all rows and depend on the data alone."""
+    bounds = [0, 10, 20, 30, 35]
+    for target in (1, 15, 20, 30, 1000):
+        groups = group_rows(bounds, 1, target)
+        assert groups[0].start == 0 and groups[-1].stop == 35
+        assert all(a.stop == b.start for a, b in zip(groups, groups[1:], strict=False))
+        assert {g.start for g in groups} <= set(bounds)
+        assert all(g.rows <= max(target, 10) for g in groups)
+
+
+@pytest.mark.parametrize("n", [1, 2, 16, 17, 256, 257, 5000])
+def test_the_tree_is_shallow(n):
+    """No node adds more than sixteen parts, and each part is added once."""
+    graph = tree("sum", [f"part-{i}" for i in range(n)])
+    used = [d for task in graph.values() for d in task.dependencies]
+    assert len(used) == len(set(used))
+    assert sum(isinstance(d, str) for d in used) == n
+    assert max(len(task.dependencies) for task in graph.values()) <= FAN_IN
+
+
+def _cost_of_graph(n):
+    """Seconds and bytes per group of building the graph of a pass over n groups."""
+    source = Made(n, 1)
+    groups = group_rows(source.chunk_bounds, source.row_nbytes, 1)
+    lanes = [groups[0::2], groups[1::2]]
+    began = time.perf_counter()
+    pass_graph("pass-0", tasks.Read(source), lanes, total, 1)
+    seconds = time.perf_counter() - began
+    tracemalloc.start()
+    graph = pass_graph("pass-0", tasks.Read(source), lanes, total, 1)
+    nbytes = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(graph.tasks) > 2 * n
+    return seconds / n, nbytes / n
+
+
+@pytest.mark.slow
+def test_graphs_of_many_groups_cost_the_same_each():
+    """A graph's seconds and bytes per group at 100,000 groups are those at 10,000."""
+    few, many = _cost_of_graph(10_000), _cost_of_graph(100_000)
+    assert many[0] < 2 * few[0] and many[0] < 200e-6
+    assert many[1] < 1.2 * few[1] and many[1] < 5000
+
+
+def _pass_over(n):
+    """Seconds per group and peak bytes of the client's own, of a pass over n chunks."""
+    with Engine(Inline()).open(Made(n, 1), Needs()) as data:
+        assert len(data.groups) == n
+        tracemalloc.start()
+        began = time.perf_counter()
+        value, _ = data.map_reduce(total, "sum")
+        seconds = time.perf_counter() - began
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert value == n * (n - 1)
+    return seconds / n, peak
+
+
+@pytest.mark.slow
+def test_a_pass_over_many_chunks_holds_one_segment(one_chunk_a_group):
+    """Ten times the chunks take ten times the seconds, and no more of the client's memory."""
+    few, many = _pass_over(1_000), _pass_over(10_000)
+    assert many[0] < 2 * few[0]
+    assert many[1] < 1.5 * few[1]
+
+
+def test_tiny_chunks_share_tasks():
+    """100,000 tiny chunks on the usual settings are few groups: a task reads many chunks."""
+    source = Made(100_000, 1)
+    assert len(group_rows(source.chunk_bounds, source.row_nbytes, 40_000_000)) == 1
+    with Engine(Inline()).open(source, Needs()) as data:
+        assert len(data.groups) == 1
+        assert data.map_reduce(total, "sum")[0] == float(np.arange(100_000).sum() * 2)
+
+
+def test_an_asynchronous_client_is_refused():
+    """A client that cannot wait is a TypeError that says what to do."""
+    import asyncio
+
+    from distributed import Client, LocalCluster
+
+    async def fit():
+        cluster = LocalCluster(
+            n_workers=1, processes=False, dashboard_address=None, asynchronous=True
+        )
+        async with cluster, Client(cluster, asynchronous=True) as client:
+            with pytest.raises(TypeError, match="asynchronous.*use Client"):
+                Engine(client).open(Made(10, 5), Needs())
+
+    asyncio.run(fit())
+
+
+def test_a_cluster_without_workers_is_refused():
+    """A cluster with nobody to work is an error that says what to do."""
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=0, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        pytest.raises(RuntimeError, match=r"has no workers; start some .*scale"),
+    ):
+        Engine(client).open(Made(10, 5), Needs())
