@@ -14,7 +14,7 @@ from daskdml.kernels.linear import Coordinates, Moments, moments
 from daskdml.kernels.targets import LabelSummary, check_rows, summarise_labels
 
 SAMPLE_SHARE = 0.1
-SAMPLE_GROUPS = 4  # at most: some hundred thousand rows know the optimum to a per mille
+SAMPLE_GROUPS = 8  # at most: some hundred thousand rows know the optimum to a per mille
 
 
 @dataclass(frozen=True)
