@@ -75,7 +75,12 @@ class Walk:
 
 @dataclass(frozen=True)
 class Meet:
-    """Where replicas meet: ``state + mean_k(local_k - base)``, weighted by rows visited [1]_.
+    """Where replicas meet: ``state + h * mean_k(local_k - base)``, weighted by rows visited [1]_.
+
+    The outer step is ``h = 1 / (staleness + 1)``: the rounds that are on their way at a time start
+    from nearly the same state, and act as so many replicas more. Where local work converges,
+    ``x[t] = x[t-1] - h x[t-1-s]`` is what is left of an error x; it dies out for this h, but not
+    for h = 1.
 
     - Coefficients, intercepts and the L1 penalty paid so far move by the mean.
     - The clock `t`, which the step size falls with, moves on by the mean number of rows of a
@@ -92,6 +97,7 @@ class Meet:
     """
 
     config: SGDConfig
+    staleness: int
     alone: bool
 
     def __call__(
@@ -103,7 +109,7 @@ class Meet:
         rows = sum(n for n, _ in visits)
         if rows == 0:
             return state
-        shares = [n / rows for n, _ in visits]
+        shares = [n / rows / (self.staleness + 1) for n, _ in visits]
         states = [s.folded() for _, s in visits]
         state, base = state.folded(), base.folded()
 
@@ -208,7 +214,7 @@ class SGDProgress:
 class SGD:
     """Local SGD with bounded staleness [1]_, [2]_.
 
-    ``state[t] = state[t-1] + mean_k(local(state[t-1-s], block_k) - state[t-1-s])``
+    ``state[t] = state[t-1] + mean_k(local(state[t-1-s], block_k) - state[t-1-s]) / (s + 1)``
 
     In round t every replica k sweeps one block; `Meet` says how states are added. The order of a
     replica's blocks and of the rows within a block is a function of (seed, epoch, block). One
@@ -335,7 +341,8 @@ class SGD:
         epoch = self.first_epoch + state.epoch
         rounds = schedule(groups, self.n_replicas, self.seed, epoch, self.shuffle)
         walk = Walk(self.config, problem.targets, self.seed, epoch, self.shuffle, share)
-        meet = Meet(self.config, self.n_replicas == 1 and self.staleness == 0)
+        alone = self.n_replicas == 1 and self.staleness == 0
+        meet = Meet(self.config, self.staleness, alone)
         states = [s.with_epoch_started() for s in state.states]
         ended, totals = run.data.rounds(rounds, states, walk, meet, f"{run.label}-epoch")
         latest = ended[-1]
