@@ -43,7 +43,7 @@ class Record(Protocol):
 def plot_convergence(
     history: Iterable[Record], figure: Figure | SubFigure | None = None
 ) -> Figure | SubFigure:
-    """Draw the certified relative gap and the objective, against seconds and against bytes read.
+    """Draw the certificate's relative gap and the objective, against seconds and bytes read.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def _label(axes: list[list[Axes]], unit: str, last: tuple[Record, float] | None)
     gap_axes, objective_axes = axes
     gap_axes[0].set_yscale("log")
     gap_axes[0].margins(y=0.15)
-    gap_axes[0].set_ylabel("certified relative gap")
+    gap_axes[0].set_ylabel("relative gap (certificate)")
     objective_axes[0].set_ylabel("objective")
     objective_axes[0].set_xlabel("seconds")
     objective_axes[1].set_xlabel(f"{unit} read")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Distinct for the colour-blind as well, and in grey.
 COLORS = {"read": "#9ecae1", "decode": "#3182bd", "compute": "#e6550d"}
-LABELLED_PASSES = 12  # beyond that the names would overlap
+CHARACTER = 0.009  # width of a small letter, as a share of the picture's
 SEPARATE_BARS = 200  # beyond that the lines between the bars of a lane would hide them
 
 
@@ -170,11 +170,14 @@ def _draw_passes(ax: Any, blocks: tuple[BlockEnd, ...], origin: float) -> None:
     for block in blocks:
         key = block.label, block.index
         ends[key] = max(ends.get(key, block.stop), block.stop)
-    for (label, index), end in ends.items():
+    character, taken = CHARACTER * _span(blocks), origin
+    for (label, index), end in sorted(ends.items(), key=lambda item: item[1]):
         ax.axvline(end - origin, color="0.5", linewidth=0.8)
-        if len(ends) <= LABELLED_PASSES:
+        name = f"{label} {index + 1} "
+        if end - character * len(name) >= taken:
+            taken = end
             ax.annotate(
-                f"{label} {index + 1} ",
+                name,
                 (end - origin, 1.0),
                 xycoords=("data", "axes fraction"),
                 ha="right",

@@ -20,7 +20,7 @@ def test_both_panels_show_every_record(tmp_path):
     for ax, x in ((objective, [0.4, 0.8, 1.2]), (objective_bytes, [240, 480, 720])):
         assert list(ax.lines[0].get_xdata()) == pytest.approx(x)
         assert list(ax.lines[0].get_ydata()) == list(OBJECTIVES)
-    assert gap.get_ylabel() == "certified relative gap"
+    assert gap.get_ylabel() == "relative gap (certificate)"
     assert (objective.get_xlabel(), objective_bytes.get_xlabel()) == ("seconds", "MB read")
     figure.savefig(tmp_path / "convergence.png")
 
