@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from daskdml.engine.graphs import Group
+from daskdml.engine.memory import FAN_IN, Needs
+from daskdml.engine.run import Data, PassTotals
 from daskdml.kernels.block import Block
-from daskdml.kernels.linear import LinearPass, LinearStats
+from daskdml.kernels.linear import SLAB_ROWS, LinearPass, LinearStats
 from daskdml.kernels.local_sgd import softmax_sgd_block
 from daskdml.kernels.losses import Multinomial
 from daskdml.kernels.targets import check_rows
-from daskdml.solvers.base import Problem, Report, Run, StatsOf
+from daskdml.solvers import certificates
+from daskdml.solvers.base import Problem, Report, Run, Solver, StatsOf
+from daskdml.solvers.certificates import Certificate
 from daskdml.solvers.replicas import row_order, schedule
 
 REPLICAS = 4  # at most, where the data alone must say how many
@@ -112,29 +117,36 @@ class Walk:
         return Visit(n, Iterate(last, base.total + n * mean, base.count + n, clock, stats))
 
 
-def meet(state: Iterate, base: Iterate, visits: list[Visit]) -> Iterate:
-    """``state + mean_k(local_k - base)``, replicas weighted by the rows they visited [1]_.
+@dataclass(frozen=True)
+class Meet:
+    """Where replicas meet: ``state + h * mean_k(local_k - base)``, weighted by rows visited [1]_.
 
-    The clock moves on by the mean number of rows of a replica, so that the step size falls as it
-    does for a replica alone: the mean of several iterates has less noise to damp.
+    The outer step ``h = 1 / (staleness + 1)`` keeps stale rounds stable, as in `sgd.Meet`. The
+    clock moves on by the mean number of rows of a replica, so that the step size falls as it does
+    for a replica alone: the mean of several iterates has less noise to damp.
 
     References
     ----------
     .. [1] McMahan et al., "Communication-efficient learning of deep networks from decentralized
        data", AISTATS 2017.
     """
-    rows = sum(v.rows for v in visits)
-    last, clock = state.last.copy(), 0.0
-    total, count, stats = state.total.copy(), state.count, state.stats
-    for v in visits:
-        share = v.rows / rows
-        last += share * (v.iterate.last - base.last)
-        clock += share * (v.iterate.clock - base.clock)
-        total += v.iterate.total - base.total
-        count += v.rows
-        if v.iterate.stats is not None:
-            stats = v.iterate.stats if stats is None else stats + v.iterate.stats
-    return Iterate(last, total, count, state.clock + round(clock), stats)
+
+    staleness: int = 0
+
+    def __call__(self, state: Iterate, base: Iterate, visits: list[Visit]) -> Iterate:
+        """The iterate after a round."""
+        rows, h = sum(v.rows for v in visits), 1.0 / (self.staleness + 1)
+        last, clock = state.last.copy(), 0.0
+        total, count, stats = state.total.copy(), state.count, state.stats
+        for v in visits:
+            share = h * v.rows / rows
+            last += share * (v.iterate.last - base.last)
+            clock += share * (v.iterate.clock - base.clock)
+            total += v.iterate.total - base.total
+            count += v.rows
+            if v.iterate.stats is not None:
+                stats = v.iterate.stats if stats is None else stats + v.iterate.stats
+        return Iterate(last, total, count, state.clock + round(clock), stats)
 
 
 def warm_start_sgd(problem: Problem, run: Run, groups: Sequence[Group]) -> np.ndarray:
@@ -160,7 +172,108 @@ def warm_start_sgd(problem: Problem, run: Run, groups: Sequence[Group]) -> np.nd
     zero = problem.zeros()
     start = Iterate(zero, np.zeros_like(zero), 0.0, 0)
     rounds = schedule(groups, min(REPLICAS, len(groups)), 0, 0, shuffle=False)
-    states, totals = run.data.rounds(rounds, [start], Walk(problem, 0, 0, WARM_SWEEPS), meet, label)
+    states, totals = run.data.rounds(
+        rounds, [start], Walk(problem, 0, 0, WARM_SWEEPS), Meet(), label
+    )
     theta = states[-1].mean
     run.note(Report(label, totals, None, None, theta))
-    return theta  # type: ignore[no-any-return]
+    return theta
+
+
+@dataclass(frozen=True, eq=False)
+class Epochs:
+    """Where the solver is between two epochs: the last iterates, oldest first, and f so far."""
+
+    iterates: tuple[Iterate, ...]
+    epoch: int = 0
+    f: float = np.inf
+
+
+@dataclass(frozen=True)
+class LocalSGD:
+    """Averaged local SGD [1]_ in standard coordinates, certified by one step of another solver.
+
+    Each epoch visits every row once, from the mean of the replicas, and answers with the mean of
+    its iterates. The same reading gives f, and its duality gap, at the answer of the epoch before.
+    Once f falls by less than `tol` of itself (or after `max_iter` epochs) one pass of `finish`
+    certifies the last answer, or a step from it that is proven to be better.
+
+    Parameters
+    ----------
+    finish : Solver
+        Newton or L-BFGS.
+    n_replicas : int or None
+        None takes a number that depends on the data alone.
+    staleness, seed : int
+    tol : float
+    max_iter : int
+
+    References
+    ----------
+    .. [1] S. U. Stich, "Local SGD converges fast and communicates little", ICLR 2019.
+    """
+
+    finish: Solver
+    n_replicas: int | None
+    staleness: int
+    seed: int
+    tol: float
+    max_iter: int
+
+    def replicas(self, data: Data) -> int:
+        """How many replicas walk."""
+        return self.n_replicas or min(REPLICAS, len(data.groups))
+
+    def needs(self, problem: Problem, data: Data) -> Needs:
+        """Iterates and gradients, a block's labels and weights, or what `finish` needs."""
+        last, D, K = self.finish.needs(problem, data), problem.n_features + 1, problem.n_outputs
+        alive = math.ceil((self.replicas(data) + self.staleness + 2) / FAN_IN)
+        rows = max(g.rows for g in data.groups)
+        work = 6 * K * D * 8 + 2 * SLAB_ROWS * D * 8 + 6 * 8 * rows
+        return Needs(max(last.work, work), max(last.part, alive * 4 * K * D * 8))
+
+    def start(self, problem: Problem, run: Run, theta: np.ndarray | None) -> Epochs:
+        """From zero; or from theta, with the shorter steps of a second epoch."""
+        known = theta is not None
+        clock = run.data.n_rows // self.replicas(run.data) if known else 0
+        last = problem.zeros() if theta is None else theta
+        return Epochs((Iterate(last, np.zeros_like(last), 0.0, clock),) * (self.staleness + 1))
+
+    def step(self, problem: Problem, run: Run, state: Epochs) -> tuple[Epochs, Report]:
+        """One epoch; after the last one, the pass of `finish`."""
+        label, epoch, before = f"{run.label}-epoch", state.epoch, state.iterates[-1].mean
+        rounds = schedule(run.data.groups, self.replicas(run.data), self.seed, epoch, shuffle=True)
+        walk = Walk(problem, self.seed, epoch, at=before if state.iterates[-1].clock else None)
+        starts = [i.with_epoch_started() for i in state.iterates]
+        iterates, totals = run.data.rounds(rounds, starts, walk, Meet(self.staleness), label)
+        report = self._visited(problem, iterates[-1].stats, label, totals, before)
+        f = np.inf if report.objective is None else report.objective
+        after = Epochs(tuple(iterates), epoch + 1, f)
+        if report.certificate is not None and report.certificate.relative <= self.tol:
+            return after, report
+        if epoch + 1 < self.max_iter and not state.f - f <= self.tol * abs(f):
+            return after, report
+        run.note(report)
+        theta = iterates[-1].mean
+        _, last = self.finish.step(problem, run, self.finish.start(problem, run, theta))
+        reason = f"the objective fell by less than tol={self.tol:g} of itself in an epoch"
+        if epoch + 1 == self.max_iter:
+            reason = f"max_iter={self.max_iter} epochs were made"
+        return after, replace(last, reason=reason)
+
+    def _visited(
+        self,
+        problem: Problem,
+        stats: LinearStats | None,
+        label: str,
+        totals: PassTotals,
+        theta: np.ndarray,
+    ) -> Report:
+        """What an epoch found out about the point where it began."""
+        if stats is None:
+            return Report(label, totals, None, None, theta)
+        f, certificate = problem.objective(stats.loss, stats.weight, theta), None
+        if problem.n_outputs == 1 and problem.l2 > 0:
+            gap = certificates.duality_gap(f, theta[0], problem.penalty[0], stats)
+            certificate = Certificate(f, gap, certificates.DUALITY, True, problem.tiny)
+        return Report(label, totals, f, certificate, theta)
