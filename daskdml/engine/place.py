@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 TOPIC = "daskdml-blocks"
+_SLOTS = "_daskdml_slots"  # attribute of a worker
 
 
 def current_worker() -> Any | None:
@@ -34,6 +35,15 @@ def leave_slot() -> None:
         from distributed import secede
 
         secede()
+
+
+def slots_of_worker() -> threading.Semaphore | None:
+    """As many permits to compute as the current task's Dask worker has threads, or None."""
+    worker = current_worker()
+    if worker is None:
+        return None
+    permits = vars(worker).setdefault(_SLOTS, threading.Semaphore(worker.state.nthreads))
+    return cast(threading.Semaphore, permits)
 
 
 def tell(record: Any) -> None:

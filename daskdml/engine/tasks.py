@@ -16,7 +16,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from daskdml.engine.cache import PINNED
-from daskdml.engine.place import leave_slot, tell, worker_name
+from daskdml.engine.place import leave_slot, slots_of_worker, tell, worker_name
 from daskdml.io import buffers
 from daskdml.io.dask_rows import DaskSource
 from daskdml.kernels.block import Block
@@ -185,9 +185,9 @@ def first(value: Any, *gate: Any) -> Any:
 
 def compute(fn: Callable[[Block], Any], loaded: Loaded) -> Part:
     """Result of one block, with the time it took; a `DataError`'s row counts from row 0."""
-    began = time.time()
-    with _slots or threading.Lock(), ONE_BLAS_THREAD:
-        tick = time.perf_counter()
+    leave_slot()  # else a load that has become ready waits for this to end before it may begin
+    with slots_of_worker() or _slots or threading.Lock(), ONE_BLAS_THREAD:
+        began, tick = time.time(), time.perf_counter()
         value = on_rows(fn, loaded.block)
     seconds = time.perf_counter() - tick
     record = replace(loaded.record, began=began, ended=time.time(), compute=seconds)
