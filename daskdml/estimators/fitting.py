@@ -20,6 +20,7 @@ from daskdml.kernels.targets import LabelSummary, Targets
 from daskdml.solvers.base import Problem, Run, Solution, minimise, warn_unless_converged
 from daskdml.solvers.certificates import TINY
 from daskdml.solvers.choice import choose_solver
+from daskdml.solvers.local_sgd import LocalSGD, Replicas
 from daskdml.solvers.problems import find_coordinates, sample_groups, scan_targets
 
 
@@ -34,11 +35,13 @@ class Task:
     classification : bool
     describe : callable
         `LabelSummary` -> (loss, targets, l2): what depends on the labels.
-    solver : {"auto", "newton", "lbfgs"}
+    solver : {"auto", "newton", "lbfgs", "sgd"}
     tol, max_iter : float, int
     fit_intercept : bool
     start : callable or None
         `Problem` -> parameters (K, d + 1) in its coordinates, for a warm start.
+    replicas : Replicas or None
+        Of local SGD, for "sgd".
     """
 
     label: str
@@ -49,6 +52,7 @@ class Task:
     max_iter: int
     fit_intercept: bool
     start: Callable[[Problem], np.ndarray] | None = None
+    replicas: Replicas | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,10 @@ def fit_linear(source: AnySource, task: Task) -> Fitted:
             loss, targets, l2, d, outputs, task.fit_intercept, as_stored, tiny, mean_weight
         )
         sample = sample_groups(data.groups)
-        solver = choose_solver(task.solver, problem, sample, data.groups, source.dtype.itemsize)
+        name = "auto" if task.replicas is not None else task.solver
+        solver = choose_solver(name, problem, sample, data.groups, source.dtype.itemsize)
+        if task.replicas is not None:
+            solver = LocalSGD(solver, task.replicas, task.tol, task.max_iter)
         data.require(solver.needs(problem, data))
         coordinates = find_coordinates(
             data, sample or data.groups[:1], task.fit_intercept, task.label
@@ -94,6 +101,8 @@ def fit_linear(source: AnySource, task: Task) -> Fitted:
         start = task.start(problem) if task.start is not None else None
         solution = minimise(problem, solver, run, task.tol, task.max_iter, start)
     attributes = run_attributes(run, data, solution)
+    if isinstance(solver, LocalSGD):
+        attributes["n_replicas_"] = solver.n_replicas(data)
     warn_unless_converged(solution, task.tol, ConvergenceWarning)
     coef, intercept = coordinates.to_original(solution.theta[:, :d], solution.theta[:, d])
     if not task.fit_intercept:
