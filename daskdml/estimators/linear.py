@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from daskdml.estimators.base import LinearEstimator, ScoreMixin, class_factors, decide_labels, one_or_many
@@ -16,6 +17,7 @@ from daskdml.kernels.targets import LabelSummary, Targets
 
 if TYPE_CHECKING:
     from daskdml.solvers.base import Problem
+    from daskdml.solvers.local_sgd import Replicas
 
 
 class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
@@ -33,7 +35,10 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes.
     solver : {"auto", "newton", "lbfgs", "sgd"}, default="auto"
-        "newton" sums block Hessians; "auto" is Newton while they are small enough to pay.
+        "newton" sums block Hessians; "auto" is Newton while they are small enough to pay. "sgd" is
+        averaged local SGD in standard coordinates, for as long as it gains `tol` in an epoch, and
+        then one pass of what "auto" would take, which certifies: its step is taken where that is
+        proven to be better.
     tol : float, default=1e-4
         Certified relative suboptimality ``(f - lower bound) / |f|`` at which the fit stops.
     max_iter : int, default=100
@@ -58,6 +63,8 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
         One record per pass; ``to_frame()``, ``plot()``.
     n_iter_ : int
         Steps of the solver.
+    n_replicas_ : int
+        Of "sgd".
     n_passes_ : float
         Data sets' worth of rows that were visited.
     bytes_read_ : int
@@ -155,13 +162,20 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
         warm = self._start if self.warm_start and hasattr(self, "coef_") else None
         task = Task(
             "logistic", True, describe, self.solver, self.tol, self.max_iter,
-            self.fit_intercept, warm,
+            self.fit_intercept, warm, self._replicas() if self.solver == "sgd" else None,
         )  # fmt: skip
         fitted = fit_linear(source, task)
+        self.__dict__.pop("n_replicas_", None)
         self.classes_ = self.__dict__.pop("_found_classes")
         self.coef_, self.intercept_ = fitted.coef, fitted.intercept
         self._keep(fitted.attributes)
         return self
+
+    def _replicas(self) -> Replicas:
+        from daskdml.solvers.local_sgd import Replicas
+
+        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
+        return Replicas(self.n_replicas, self.staleness, int(seed))
 
     def _start(self, problem: Problem) -> np.ndarray:
         coef, intercept = self._matrices()
