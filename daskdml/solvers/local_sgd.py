@@ -190,6 +190,22 @@ class Epochs:
 
 
 @dataclass(frozen=True)
+class Replicas:
+    """How replicas walk.
+
+    Parameters
+    ----------
+    n : int or None
+        How many; None takes a number that depends on the data alone.
+    staleness, seed : int
+    """
+
+    n: int | None = None
+    staleness: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class LocalSGD:
     """Averaged local SGD [1]_ in standard coordinates, certified by one step of another solver.
 
@@ -202,9 +218,7 @@ class LocalSGD:
     ----------
     finish : Solver
         Newton or L-BFGS.
-    n_replicas : int or None
-        None takes a number that depends on the data alone.
-    staleness, seed : int
+    replicas : Replicas
     tol : float
     max_iter : int
 
@@ -214,20 +228,18 @@ class LocalSGD:
     """
 
     finish: Solver
-    n_replicas: int | None
-    staleness: int
-    seed: int
+    replicas: Replicas
     tol: float
     max_iter: int
 
-    def replicas(self, data: Data) -> int:
+    def n_replicas(self, data: Data) -> int:
         """How many replicas walk."""
-        return self.n_replicas or min(REPLICAS, len(data.groups))
+        return self.replicas.n or min(REPLICAS, len(data.groups))
 
     def needs(self, problem: Problem, data: Data) -> Needs:
         """Iterates and gradients, a block's labels and weights, or what `finish` needs."""
         last, D, K = self.finish.needs(problem, data), problem.n_features + 1, problem.n_outputs
-        alive = math.ceil((self.replicas(data) + self.staleness + 2) / FAN_IN)
+        alive = math.ceil((self.n_replicas(data) + self.replicas.staleness + 2) / FAN_IN)
         rows = max(g.rows for g in data.groups)
         work = 6 * K * D * 8 + 2 * SLAB_ROWS * D * 8 + 6 * 8 * rows
         return Needs(max(last.work, work), max(last.part, alive * 4 * K * D * 8))
@@ -235,17 +247,20 @@ class LocalSGD:
     def start(self, problem: Problem, run: Run, theta: np.ndarray | None) -> Epochs:
         """From zero; or from theta, with the shorter steps of a second epoch."""
         known = theta is not None
-        clock = run.data.n_rows // self.replicas(run.data) if known else 0
+        clock = run.data.n_rows // self.n_replicas(run.data) if known else 0
         last = problem.zeros() if theta is None else theta
-        return Epochs((Iterate(last, np.zeros_like(last), 0.0, clock),) * (self.staleness + 1))
+        first = Iterate(last, np.zeros_like(last), 0.0, clock)
+        return Epochs((first,) * (self.replicas.staleness + 1))
 
     def step(self, problem: Problem, run: Run, state: Epochs) -> tuple[Epochs, Report]:
         """One epoch; after the last one, the pass of `finish`."""
         label, epoch, before = f"{run.label}-epoch", state.epoch, state.iterates[-1].mean
-        rounds = schedule(run.data.groups, self.replicas(run.data), self.seed, epoch, shuffle=True)
-        walk = Walk(problem, self.seed, epoch, at=before if state.iterates[-1].clock else None)
+        n, seed = self.n_replicas(run.data), self.replicas.seed
+        rounds = schedule(run.data.groups, n, seed, epoch, shuffle=True)
+        walk = Walk(problem, seed, epoch, at=before if state.iterates[-1].clock else None)
+        meet = Meet(self.replicas.staleness)
         starts = [i.with_epoch_started() for i in state.iterates]
-        iterates, totals = run.data.rounds(rounds, starts, walk, Meet(self.staleness), label)
+        iterates, totals = run.data.rounds(rounds, starts, walk, meet, label)
         report = self._visited(problem, iterates[-1].stats, label, totals, before)
         f = np.inf if report.objective is None else report.objective
         after = Epochs(tuple(iterates), epoch + 1, f)
