@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -182,11 +183,24 @@ def warm_start_sgd(problem: Problem, run: Run, groups: Sequence[Group]) -> np.nd
 
 @dataclass(frozen=True, eq=False)
 class Epochs:
-    """Where the solver is between two epochs: the last iterates, oldest first, and f so far."""
+    """Where the solver is between two epochs.
+
+    Parameters
+    ----------
+    iterates : tuple of Iterate
+        The last ``staleness + 1``, oldest first.
+    epoch : int
+        Epochs made.
+    f : float
+        The objective where the last epoch began.
+    handed : object
+        State of the solver that finishes, once it has taken over.
+    """
 
     iterates: tuple[Iterate, ...]
     epoch: int = 0
     f: float = np.inf
+    handed: Any = None
 
 
 @dataclass(frozen=True)
@@ -207,17 +221,17 @@ class Replicas:
 
 @dataclass(frozen=True)
 class LocalSGD:
-    """Averaged local SGD [1]_ in standard coordinates, certified by one step of another solver.
+    """Averaged local SGD [1]_ in standard coordinates; another solver certifies its answer.
 
     Each epoch visits every row once, from the mean of the replicas, and answers with the mean of
     its iterates. The same reading gives f, and its duality gap, at the answer of the epoch before.
-    Once f falls by less than `tol` of itself (or after `max_iter` epochs) one pass of `finish`
-    certifies the last answer, or a step from it that is proven to be better.
+    Once an epoch lowers f by less than `tol` of itself, `finish` takes over: its first pass
+    certifies the answer, and what is missing to a certified `tol` is made up by its steps.
 
     Parameters
     ----------
     finish : Solver
-        Newton or L-BFGS.
+        Newton or L-BFGS; makes at least the last of the steps.
     replicas : Replicas
     tol : float
     max_iter : int
@@ -253,7 +267,10 @@ class LocalSGD:
         return Epochs((first,) * (self.replicas.staleness + 1))
 
     def step(self, problem: Problem, run: Run, state: Epochs) -> tuple[Epochs, Report]:
-        """One epoch; after the last one, the pass of `finish`."""
+        """One epoch, or a step of `finish`."""
+        if state.handed is not None:
+            handed, report = self.finish.step(problem, run, state.handed)
+            return replace(state, handed=handed), report
         label, epoch, before = f"{run.label}-epoch", state.epoch, state.iterates[-1].mean
         n, seed = self.n_replicas(run.data), self.replicas.seed
         rounds = schedule(run.data.groups, n, seed, epoch, shuffle=True)
@@ -264,17 +281,13 @@ class LocalSGD:
         report = self._visited(problem, iterates[-1].stats, label, totals, before)
         f = np.inf if report.objective is None else report.objective
         after = Epochs(tuple(iterates), epoch + 1, f)
-        if report.certificate is not None and report.certificate.relative <= self.tol:
-            return after, report
-        if epoch + 1 < self.max_iter and not state.f - f <= self.tol * abs(f):
+        if state.f - f <= self.tol * abs(f) or epoch + 2 >= self.max_iter:
+            handed = self.finish.start(problem, run, iterates[-1].mean)
+            after = replace(after, handed=handed)
+        if self.max_iter > 1:
             return after, report
         run.note(report)
-        theta = iterates[-1].mean
-        _, last = self.finish.step(problem, run, self.finish.start(problem, run, theta))
-        reason = f"the objective fell by less than tol={self.tol:g} of itself in an epoch"
-        if epoch + 1 == self.max_iter:
-            reason = f"max_iter={self.max_iter} epochs were made"
-        return after, replace(last, reason=reason)
+        return self.step(problem, run, after)
 
     def _visited(
         self,
@@ -287,8 +300,9 @@ class LocalSGD:
         """What an epoch found out about the point where it began."""
         if stats is None:
             return Report(label, totals, None, None, theta)
-        f, certificate = problem.objective(stats.loss, stats.weight, theta), None
+        f = problem.objective(stats.loss, stats.weight, theta)
+        candidates = [(f * (1 + (stats.n + 8) * certificates.EPS), certificates.POSITIVE)]
         if problem.n_outputs == 1 and problem.l2 > 0:
             gap = certificates.duality_gap(f, theta[0], problem.penalty[0], stats)
-            certificate = Certificate(f, gap, certificates.DUALITY, True, problem.tiny)
-        return Report(label, totals, f, certificate, theta)
+            candidates.append((gap, certificates.DUALITY))
+        return Report(label, totals, f, Certificate(f, *min(candidates), True), theta)
