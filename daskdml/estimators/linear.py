@@ -36,9 +36,8 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
         Weights of the classes.
     solver : {"auto", "newton", "lbfgs", "sgd"}, default="auto"
         "newton" sums block Hessians; "auto" is Newton while they are small enough to pay. "sgd" is
-        averaged local SGD in standard coordinates, for as long as it gains `tol` in an epoch, and
-        then one pass of what "auto" would take, which certifies: its step is taken where that is
-        proven to be better.
+        averaged local SGD in standard coordinates, for as long as an epoch lowers the objective by
+        `tol` of itself; then what "auto" would take certifies, and makes up what is missing.
     tol : float, default=1e-4
         Certified relative suboptimality ``(f - lower bound) / |f|`` at which the fit stops.
     max_iter : int, default=100
