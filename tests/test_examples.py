@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -75,3 +76,22 @@ def test_notebooks_are_saved_without_outputs():
     for path in notebooks:
         cells = json.loads(path.read_text())["cells"]
         assert not any(cell.get("outputs") for cell in cells), path.name
+
+
+PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("page", [p for p in PAGES if "```python\n" in (ROOT / p).read_text()])
+def test_what_a_page_shows_runs(page, tmp_path):
+    """The Python of the README and of each page of the documentation runs, from top to bottom."""
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.S | re.M))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
