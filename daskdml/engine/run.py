@@ -77,7 +77,7 @@ class Engine:
     Parameters
     ----------
     client : distributed.Client, Runner or None, default=None
-        A Dask client; or `daskdml.engine.Threads(n)` or `daskdml.engine.Inline()`. None means
+        A Dask client; or a runner of `daskdml.engine.run`: `Threads(n)`, `Inline()`. None means
         the current Dask client if there is one, else threads in this process. Data that is
         already in this process's memory (NumPy, pandas) is always worked on by its threads.
     memory_limit : int or str or None, default=None
