@@ -105,7 +105,7 @@ def fit_plan(plan: MemoryPlan) -> MemoryPlan:
         f"memory_limit={format_bytes(plan.limit)} per worker is too small: this fit needs "
         f"{format_bytes(smallest.streaming)}, of which {format_bytes(plan.baseline)} are in use "
         f"before it and {plan.threads} x {format_bytes(plan.block + plan.encoded)} are the blocks "
-        f"of rows being read; raise memory_limit to {smallest.streaming / 1e6:.0f}MB, write the "
+        f"of rows being read; raise memory_limit to {-(-smallest.streaming // 10**6)}MB, write the "
         "data in smaller chunks (daskdml.io.write_dataset(..., chunks=rows)) or as float32, or run "
         "fewer threads per worker"
     )

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import psutil
@@ -24,7 +24,7 @@ from daskdml.kernels.targets import DataError
 
 GROUP_BYTES = 24_000_000  # rows that one task reads, where chunks are smaller
 SEGMENT_GROUPS = 256  # groups of one graph: what a lost worker can cost
-SCAN_GROUPS = 16  # groups of rows whose targets one task scans
+ROW_SCRATCH = 64  # bytes that a row's encoded target, weight, score and slope take at most
 _SHARE_OF_WORKER = 0.7  # of a Dask worker's limit: beyond it, Dask begins to spill and to pause
 _SHARE_OF_MACHINE = 0.6  # of the available memory, where nobody promised anything
 
@@ -198,14 +198,15 @@ class Data:
             promise = int(_SHARE_OF_MACHINE * psutil.virtual_memory().available)
             promise += baseline
         held = not self.source.in_memory
+        rows = max(g.rows for g in self.groups)
         plan = MemoryPlan(
             limit=promise,
             baseline=baseline,
-            block=max(g.rows for g in self.groups) * self.source.row_nbytes if held else 0,
+            block=rows * self.source.row_nbytes if held else 0,
             encoded=self.source.scratch_nbytes if held else 0,
             threads=max(w.threads for w in workers),
             prefetch=1 if held else 0,
-            needs=needs,
+            needs=replace(needs, work=needs.work + rows * ROW_SCRATCH),
         )
         return fit_plan(plan)
 
@@ -392,12 +393,15 @@ def _batched(items: Sequence[Any], n: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def scan_groups(groups: Sequence[Group]) -> list[Group]:
-    """Fewer, longer groups, for passes that read the targets alone."""
-    return [
-        Group(i, batch[0].start, batch[-1].stop)
-        for i, batch in enumerate(_batched(groups, SCAN_GROUPS))
-    ]
+def scan_groups(groups: Sequence[Group], row_nbytes: int) -> list[Group]:
+    """Fewer, longer groups for passes that read the targets alone, in the memory of a block."""
+    largest = max(g.rows for g in groups)
+    rows = max(largest, largest * row_nbytes // ROW_SCRATCH)
+    bounds = [groups[0].start]
+    for group, following in zip(groups, [*groups[1:], None], strict=True):
+        if following is None or following.stop - bounds[-1] > rows:
+            bounds.append(group.stop)
+    return [Group(i, *pair) for i, pair in enumerate(pairwise(bounds))]
 
 
 __all__ = ["Data", "Engine", "Inline", "PassTotals", "Threads", "scan_groups"]

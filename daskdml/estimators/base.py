@@ -201,8 +201,14 @@ class _RowsTo:
         return np.asarray(self.decide(scores(np.ascontiguousarray(X), self.coef, self.intercept)))
 
 
-def class_factors(estimator: Any, found: LabelSummary) -> tuple[np.ndarray, np.ndarray | None]:
-    """Classes of a scan and the factors that `class_weight` gives them; at least two classes."""
+def class_factors(
+    estimator: Any, found: LabelSummary, by_weight: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Classes of a scan and the factors that `class_weight` gives them; at least two classes.
+
+    As in scikit-learn, "balanced" counts rows for SGD and weights of rows (`by_weight`) for logistic
+    regression.
+    """
     classes = found.values
     assert classes is not None
     check_classification_targets(classes)
@@ -214,8 +220,10 @@ def class_factors(estimator: Any, found: LabelSummary) -> tuple[np.ndarray, np.n
     weight = estimator.class_weight
     if weight is None:
         return classes, None
-    if isinstance(weight, str):  # "balanced": as scikit-learn, from counts of rows
-        return classes, found.counts.sum() / (len(classes) * found.counts)
+    if isinstance(weight, str):  # "balanced"
+        sizes = found.weights if by_weight else found.counts
+        factors = sizes.sum() / (len(classes) * np.where(sizes > 0, sizes, np.inf))
+        return classes, factors
     unknown = [c for c in weight if c not in set(classes.tolist())]
     if unknown:
         raise ValueError(

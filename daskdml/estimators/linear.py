@@ -152,7 +152,7 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
         from daskdml.estimators.fitting import Task, fit_linear
 
         def describe(found: LabelSummary) -> Any:
-            classes, factors = class_factors(self, found)
+            classes, factors = class_factors(self, found, by_weight=True)
             S = float(np.sum(found.weights if factors is None else found.weights * factors))
             loss = Logistic() if len(classes) == 2 else Multinomial()
             self._found_classes = classes

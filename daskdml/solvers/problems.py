@@ -30,8 +30,9 @@ class ScanOf:
 
 def scan_targets(data: Data, classification: bool, label: str) -> LabelSummary:
     """Distinct labels, their counts and weights, from one reading of the targets alone."""
+    groups = scan_groups(data.groups, data.source.row_nbytes)
     summary, totals = data.map_reduce(
-        ScanOf(classification), f"{label}-targets", scan_groups(data.groups), ("y", "sample_weight")
+        ScanOf(classification), f"{label}-targets", groups, ("y", "sample_weight")
     )
     data.leave_out(totals)
     data.end_pass(f"{label}-targets", totals)

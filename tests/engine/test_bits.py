@@ -77,10 +77,10 @@ class Chaotic(Inline):
             node = graph.tasks[key]
             values = {k: done[k] for k in node.dependencies}
             done[key] = node(values)
-            if self.random.random() < 0.1:
+            if self.random.random() < 0.2:
                 self.repeated += 1
                 done[key] = node(values)
-            if self.random.random() < 0.1:
+            if self.random.random() < 0.2:
                 self.lost += 1
                 del done[list(done)[self.random.integers(len(done))]]
         return [done[key] for key in graph.wanted]
@@ -99,7 +99,7 @@ def test_any_order_repeats_and_losses(kind, seed, datasets, expected):
     """So does a runner that shuffles, repeats and loses tasks."""
     runner = Chaotic(seed)
     assert fitted(kind, datasets, runner) == expected[kind]
-    assert runner.repeated > 10 and runner.lost > 10
+    assert runner.repeated > 5 and runner.lost > 5
 
 
 @pytest.mark.cluster
