@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import daskdml
+import daskdml.io
 
 project = "daskdml"
 author = "The daskdml developers"
@@ -28,13 +29,13 @@ numpydoc_show_class_members = False  # autodoc lists them already
 suppress_warnings = ["myst.xref_missing"]  # links to files outside docs/ are meant for the checkout
 
 
-def public_names() -> str:
-    """Return a Markdown list of the package's public names, each a link to its definition."""
+def public_names(module: Any) -> str:
+    """Return a Markdown list of a module's public names, each a link to its definition."""
     lines = []
-    for name in (name for name in daskdml.__all__ if not name.startswith("_")):
-        value = getattr(daskdml, name)
+    for name in (name for name in module.__all__ if not name.startswith("_")):
+        value = getattr(module, name)
         summary = (value.__doc__ or "").strip().partition("\n")[0]
-        target = f"{getattr(value, '__module__', 'daskdml')}.{name}"
+        target = f"{getattr(value, '__module__', module.__name__)}.{name}"
         lines.append(f"- {{py:obj}}`{name} <{target}>`: {summary}\n")
     return "".join(lines)
 
@@ -42,7 +43,9 @@ def public_names() -> str:
 generated = Path(__file__).with_name("generated")
 shutil.rmtree(generated, ignore_errors=True)  # pages of modules that are no more
 generated.mkdir()
-(generated / "public.txt").write_text(public_names(), encoding="utf-8")
+for module in (daskdml, daskdml.io):
+    page = generated / f"{module.__name__}.txt"
+    page.write_text(public_names(module), encoding="utf-8")
 
 
 def skip_generated(
