@@ -163,7 +163,7 @@ class SGDConfig:
 
     @property
     def optimal_start(self) -> float:
-        """Rows that "optimal" pretends to have seen: the first step is ``alpha**-0.25`` [2]_."""
+        """Rows that "optimal" pretends to have seen: the first step is ``alpha**-0.25``."""
         return 1.0 / (self.alpha**0.75) if self.learning_rate == "optimal" else 0.0
 
     def init(self, n_features: int) -> SGDState:

@@ -153,8 +153,8 @@ def quadratic_model(
     dtype : type
         In which the products of rows were taken.
     curved : float
-        How much the curvature can change: |third derivative| <= curved * range of the score *
-        second derivative; 0 for a quadratic f.
+        How much the curvature can change: the third derivative is at most `curved` times the
+        range of the score times the second derivative; 0 for a quadratic f.
     z_error : float
         Bound of the round-off of a row's scores, that of the coefficients included.
     largest : float
