@@ -20,6 +20,7 @@ import math
 import numpy as np
 from numba import njit
 
+from daskdml.kernels.apart import MARGIN, copy_apart
 from daskdml.kernels.losses import softmax
 from daskdml.kernels.prefetch import AHEAD, prefetch_row
 
@@ -179,7 +180,7 @@ def softmax_sgd_block(
         )
     start = order.size // 2 if average_from is None else min(average_from, order.size - 1)
     curvature, columns = (0.25 if k == 1 else 0.5), np.count_nonzero(inv_scale) + 1
-    last, mean = np.array(W, dtype=np.float64), np.array(W, dtype=np.float64)
+    last, mean = copy_apart(W), copy_apart(W)
     first_step, tau = STEP / (curvature * columns), SETTLE * columns
     decay = np.append(l2 * np.square(inv_scale, dtype=np.float64), 0.0)
     shift, factor = np.asarray(center, np.float64), np.asarray(inv_scale, np.float64)
@@ -264,7 +265,8 @@ def _sweep(
     start: int,
 ) -> None:
     """Visit the rows in their order, STRIDE at a time; write the last iterate and the mean."""
-    x, z, count = np.full(W.shape[1], one), np.empty(W.shape[0]), 0
+    x = np.full(W.shape[1] + 2 * MARGIN, one)[MARGIN : MARGIN + W.shape[1]]
+    z, count = np.empty(W.shape[0]), 0
     for first in range(0, order.size, STRIDE):
         last = min(first + STRIDE, order.size)
         eta = first_step / math.sqrt(1.0 + (t + first) / tau)

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from daskdml.kernels.apart import copy_apart
 from daskdml.kernels.losses import EPSILON_INSENSITIVE, HINGE, Loss
 from daskdml.kernels.sgd_rows import (
     ADAPTIVE,
@@ -391,12 +392,12 @@ def _open(state: SGDState, config: SGDConfig) -> Work:
         scalars[:, WEIGHT_NEG] = 1.0 if k > 1 else config.class_weights[0]
     mean = applied = np.zeros((k, 0))
     if state.averages is not None:
-        m, mean = state.averages, state.averages.vectors.copy()
+        m, mean = state.averages, copy_apart(state.averages.vectors)
         scalars[:, MEAN_INTERCEPT], scalars[:, MEAN_A], scalars[:, MEAN_B] = m.intercept, m.a, m.b
     if state.cumulative is not None:
-        applied = state.cumulative.applied.copy()
+        applied = copy_apart(state.cumulative.applied)
         scalars[:, TOTAL] = state.cumulative.total
-    return Work(state.vectors.copy(), mean, applied, scalars, state.active)
+    return Work(copy_apart(state.vectors), mean, applied, scalars, state.active)
 
 
 def _close(state: SGDState, work: Work, t: float) -> SGDState:

@@ -153,7 +153,7 @@ class Meet:
 def warm_start_sgd(problem: Problem, run: Run, groups: Sequence[Group]) -> np.ndarray:
     """Parameters after one visit of local SGD to each of some groups.
 
-    A visit sweeps its block a few times, since that costs less than reading it. The number of
+    A visit sweeps its block several times, since that costs less than reading it. The number of
     replicas is a function of the groups alone, and so are the bits.
 
     Parameters
@@ -173,9 +173,8 @@ def warm_start_sgd(problem: Problem, run: Run, groups: Sequence[Group]) -> np.nd
     zero = problem.zeros()
     start = Iterate(zero, np.zeros_like(zero), 0.0, 0)
     rounds = schedule(groups, min(REPLICAS, len(groups)), 0, 0, shuffle=False)
-    states, totals = run.data.rounds(
-        rounds, [start], Walk(problem, 0, 0, WARM_SWEEPS), Meet(), label
-    )
+    walk = Walk(problem, 0, 0, WARM_SWEEPS)
+    states, totals = run.data.rounds(rounds, [start], walk, Meet(), label)
     theta = states[-1].mean
     run.note(Report(label, totals, None, None, theta))
     return theta
