@@ -17,7 +17,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from daskdml.io import buffers
-from daskdml.io.codecs import codec_name, decode_into
+from daskdml.io.codecs import codec_name, decode_into, with_fast_codecs
 from daskdml.io.store import object_name, retrying
 
 __all__ = ["ChunkError", "ChunkReader", "ReadStats", "row_bounds"]
@@ -114,6 +114,8 @@ class ChunkReader:
         self._row_nbytes = int(np.prod(self._row_shape, dtype=np.int64)) * self.dtype.itemsize
         self._store = array.store_path.store
         self._local = isinstance(self._store, LocalStore)
+        if self._codec is None and self._local:
+            self.array = with_fast_codecs(array)
 
     @property
     def n_rows(self) -> int:

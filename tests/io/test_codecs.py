@@ -8,8 +8,9 @@ import numcodecs.blosc
 import numcodecs.zstd
 import numpy as np
 import pytest
+import zarr
 
-from daskdml.io.codecs import decode_into
+from daskdml.io.codecs import decode_into, with_fast_codecs
 
 ROWS = np.random.default_rng(0).standard_normal(5000).round(2)
 ENCODED = {
@@ -58,6 +59,17 @@ def test_sizes_of_zstandard_frames(n, level):
         dest = np.empty_like(rows)
         decode_into("zstd", as_bytes(numcodecs.zstd.compress(rows, level, checksum)), dest)
         assert np.array_equal(dest, rows)
+
+
+def test_zarrs_reads_what_the_fast_path_does_not(tmp_path):
+    """With the extra `fast`, shards on local disk are decoded by zarrs, to the same values."""
+    pytest.importorskip("zarrs")
+    rows = np.arange(4000.0).reshape(1000, 4)
+    z = zarr.create_array(tmp_path / "z.zarr", data=rows, chunks=(50, 4), shards=(200, 4))
+    fast = with_fast_codecs(z)
+    assert type(fast._async_array.codec_pipeline).__module__.startswith("zarrs")
+    assert np.array_equal(fast[130:777], rows[130:777])
+    assert type(z._async_array.codec_pipeline).__module__.startswith("zarr.")
 
 
 def test_a_checksum_tells_a_flipped_bit():
