@@ -27,7 +27,7 @@ from daskdml.kernels.targets import LabelSummary, Targets
 
 if TYPE_CHECKING:
     from daskdml.estimators.sgd_fitting import SGDFitted
-    from daskdml.io.sources import Source
+    from daskdml.io.sources import AnySource
 
 
 class SGDClassifier(ScoreMixin, ClassifierMixin, SGDEstimator):
@@ -386,7 +386,7 @@ peak_memory_, n_features_in_, feature_names_in_
         kind = shaped.get(self.loss)
         return LOSSES[self.loss] if kind is None else kind(float(self.epsilon))
 
-    def _run(self, source: Source, start: Any, **options: Any) -> SGDFitted:
+    def _run(self, source: AnySource, start: Any, **options: Any) -> SGDFitted:
         fitted = super()._run(source, start, **options)
         self.coef_ = fitted.coef[0]
         return fitted

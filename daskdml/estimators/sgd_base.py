@@ -19,7 +19,7 @@ from daskdml.kernels.targets import LabelSummary, Targets
 
 if TYPE_CHECKING:
     from daskdml.estimators.sgd_fitting import SGDFitted
-    from daskdml.io.sources import Source
+    from daskdml.io.sources import AnySource
 
 LARGEST_SEED = np.iinfo(np.int32).max
 
@@ -121,7 +121,7 @@ class SGDEstimator(LinearEstimator):
         self._epochs += 1
         return self
 
-    def _run(self, source: Source, start: Any, **options: Any) -> SGDFitted:
+    def _run(self, source: AnySource, start: Any, **options: Any) -> SGDFitted:
         from daskdml.estimators.sgd_fitting import SGDTask, fit_sgd
 
         scan = is_classifier(self) and "first_epoch" not in options

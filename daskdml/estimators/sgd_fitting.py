@@ -12,7 +12,7 @@ from daskdml.engine.memory import Needs
 from daskdml.engine.run import Data, Engine
 from daskdml.estimators.fitting import run_attributes
 from daskdml.events import FitStart
-from daskdml.io.sources import Source
+from daskdml.io.sources import AnySource
 from daskdml.kernels.linear import Coordinates
 from daskdml.kernels.sgd import SGDConfig, SGDState
 from daskdml.kernels.targets import LabelSummary, Targets
@@ -60,7 +60,7 @@ class SGDFitted:
     attributes: dict[str, Any]
 
 
-def fit_sgd(source: Source, task: SGDTask) -> SGDFitted:
+def fit_sgd(source: AnySource, task: SGDTask) -> SGDFitted:
     """Plan, scan the labels where they are unknown, run the epochs."""
     engine, d = Engine.current(), source.n_features
     with engine.open(source, Needs()) as data:

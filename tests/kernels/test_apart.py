@@ -13,16 +13,20 @@ from daskdml.kernels.sgd import SGDConfig, sgd_block
 def test_bits_do_not_depend_on_addresses():
     """However the heap is littered between two calls, short arrays give the same sums."""
     rng = np.random.default_rng(0)
-    X, y = rng.normal(size=(40, 5)), rng.integers(0, 3, 40)
-    config, found, kept = SGDConfig(Logistic(), alpha=0.01, n_models=3), set(), []
-    for _ in range(2000):
-        kept.append(np.empty(rng.integers(1, 12)))
-        kept = kept[-50:]
-        center, scale = np.zeros(5), np.ones(5)
-        last, _ = softmax_sgd_block(np.zeros((3, 6)), X.copy(), y, center, scale)
-        rows = sgd_block(config.init(5), config, X.copy(), y)
-        found.add((last.tobytes(), rows.coef.tobytes(), rows.objective_sum.tobytes()))
+    X, y, d = rng.normal(size=(40, 20)), rng.integers(0, 4, 40), 20
+    W, center, scale = rng.normal(size=(4, d + 1)), rng.normal(size=d), rng.uniform(0.5, 2.0, d)
+    found = set()
+    for _ in range(1000):
+        litter = [np.empty(rng.integers(1, 40)) for _ in range(rng.integers(0, 8))]
+        copies = [center.copy() for _ in range(10)]
+        at, of = copies[rng.integers(10)], scale.copy()
+        del litter, copies
+        last, mean = softmax_sgd_block(W, X, y, at, of, l2=1e-3)
+        found.add((last.tobytes(), mean.tobytes()))
     assert len(found) == 1
+    config = SGDConfig(Logistic(), alpha=0.01, n_models=4)
+    rows = {sgd_block(config.init(d), config, X.copy(), y).coef.tobytes() for _ in range(100)}
+    assert len(rows) == 1
 
 
 def test_a_copy_has_margins():
