@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from daskdml.io.dataset import Dataset
 from daskdml.io.sources import AnySource, as_source
 from daskdml.kernels.linear import scores
-from daskdml.kernels.targets import LabelSummary
+from daskdml.kernels.targets import LabelSummary, check_rows
 
 
 def is_out_of_core(X: Any) -> bool:
@@ -84,7 +84,7 @@ class LinearEstimator(BaseEstimator):
         check_is_fitted(self)
 
     def _copy_fitted(self, plain: Any, *names: str) -> Any:
-        """Give another estimator this one's coefficients and what scikit-learn keeps beside them."""
+        """Give another estimator this one's coefficients and what belongs to them."""
         check_is_fitted(self)
         shared = ("coef_", "intercept_", "n_iter_", "n_features_in_", "feature_names_in_", *names)
         for name in shared:
@@ -129,13 +129,14 @@ class LinearEstimator(BaseEstimator):
                 f"{self.n_features_in_} features as input"
             )
         names = getattr(self, "feature_names_in_", None)
-        if names is not None and source.feature_names is not None:
-            if list(names) != list(source.feature_names):
-                raise ValueError(
-                    "The feature names should match those that were passed during fit: expected "
-                    f"{list(names)[:5]}..., got {list(source.feature_names)[:5]}...; reorder or "
-                    "rename the columns"
-                )
+        if names is None or source.feature_names is None:
+            return
+        if list(names) != list(source.feature_names):
+            raise ValueError(
+                "The feature names should match those that were passed during fit: expected "
+                f"{list(names)[:5]}..., got {list(source.feature_names)[:5]}...; reorder or "
+                "rename the columns"
+            )
 
 
 class ScoreMixin:
@@ -198,7 +199,10 @@ class _RowsTo:
         return name, self.coef, self.intercept, sorted(extra.items())
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
-        return np.asarray(self.decide(scores(np.ascontiguousarray(X), self.coef, self.intercept)))
+        z = scores(np.ascontiguousarray(X), self.coef, self.intercept)
+        if not np.isfinite(z).all():
+            check_rows(X)
+        return np.asarray(self.decide(z))
 
 
 def class_factors(
@@ -206,8 +210,8 @@ def class_factors(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Classes of a scan and the factors that `class_weight` gives them; at least two classes.
 
-    As in scikit-learn, "balanced" counts rows for SGD and weights of rows (`by_weight`) for logistic
-    regression.
+    As in scikit-learn, "balanced" counts rows for SGD and weights of rows (`by_weight`) for
+    logistic regression.
     """
     classes = found.values
     assert classes is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy.special import expit, softmax
@@ -11,7 +11,13 @@ from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from daskdml.estimators.base import LinearEstimator, ScoreMixin, class_factors, decide_labels, one_or_many
+from daskdml.estimators.base import (
+    LinearEstimator,
+    ScoreMixin,
+    class_factors,
+    decide_labels,
+    one_or_many,
+)
 from daskdml.kernels.losses import Logistic, Multinomial, Squared
 from daskdml.kernels.targets import LabelSummary, Targets
 
@@ -93,7 +99,7 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
     True
     """
 
-    _parameter_constraints: dict[str, list[Any]] = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "C": [Interval(Real, 0, None, closed="right")],
         "fit_intercept": ["boolean"],
         "class_weight": [dict, StrOptions({"balanced"}), None],
@@ -288,13 +294,15 @@ class Ridge(_LeastSquares):
     array([0.5])
     """
 
-    _parameter_constraints: dict[str, list[Any]] = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "alpha": [Interval(Real, 0, None, closed="left")],
         "fit_intercept": ["boolean"],
         "tol": [Interval(Real, 0, None, closed="left")],
     }
 
-    def __init__(self, alpha: float = 1.0, *, fit_intercept: bool = True, tol: float = 1e-4) -> None:
+    def __init__(
+        self, alpha: float = 1.0, *, fit_intercept: bool = True, tol: float = 1e-4
+    ) -> None:
         self.alpha = alpha
         self.fit_intercept = fit_intercept
         self.tol = tol
@@ -337,7 +345,7 @@ class LinearRegression(_LeastSquares):
     array([2.])
     """
 
-    _parameter_constraints: dict[str, list[Any]] = {
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "fit_intercept": ["boolean"],
         "tol": [Interval(Real, 0, None, closed="left")],
     }

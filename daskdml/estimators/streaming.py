@@ -27,6 +27,7 @@ class ScoreOf:
     classification: bool
 
     def __call__(self, block: Block) -> Accuracy | Determination:
+        """Score a block's predictions."""
         assert block.y is not None
         kind = Accuracy if self.classification else Determination
         return kind.of(block.y, self.rows(block.X), row_weights(block, block.n_rows))
@@ -36,7 +37,7 @@ def score(source: AnySource, rows: Rows, classification: bool) -> float:
     """Accuracy or R^2 of predictions, in one pass."""
     if not source.has_y:
         raise ValueError(f"{source.name} has no targets to score against; pass y")
-    with Engine.current().open(source, Needs(work=SCRATCH)) as data:
+    with Engine.current().open(source, Needs(work=SCRATCH), once=True) as data:
         found, totals = data.map_reduce(ScoreOf(rows, classification), "score")
         data.end_pass("score", totals)
     return float(found.score)

@@ -91,9 +91,10 @@ class StatsOf:
     statistics: LinearPass
 
     def __call__(self, block: Block) -> LinearStats:
+        """Statistics of a block's rows."""
         y, s = self.targets.prepare(block)
         stats = self.statistics(block.X, y, s)
-        if not np.isfinite(stats.loss):
+        if not np.isfinite(stats.loss + stats.row_norm2):
             check_rows(block.X)
         return stats
 
@@ -106,6 +107,7 @@ class SolveOf:
     solve: Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 
     def __call__(self, block: Block) -> Any:
+        """Solve on a block's rows."""
         return self.solve(block.X, *self.targets.prepare(block))
 
 
@@ -199,13 +201,12 @@ class Run:
         """Add a report to the history and tell the callbacks."""
         t, total, c = report.totals, self.data.totals, report.certificate
         gap, relative = (None, None) if c is None else (c.gap, c.relative)
-        self.history.append(
-            Record(
-                report.label, time.perf_counter() - self.began, total.nbytes,
-                total.rows / self.data.n_rows, report.objective, gap, relative,
-                t.read, t.decode, t.compute, t.wait, t.transfer,
-            )  # fmt: skip
-        )
+        record = Record(
+            report.label, time.perf_counter() - self.began, total.nbytes,
+            total.rows / self.data.n_rows, report.objective, gap, relative,
+            t.read, t.decode, t.compute, t.wait, t.transfer,
+        )  # fmt: skip
+        self.history.append(record)
         self.data.end_pass(report.label, t, report.objective, gap, relative)
 
 
@@ -303,5 +304,3 @@ def warn_unless_converged(solution: Solution, tol: float, category: type[Warning
         category,
         stacklevel=4,
     )
-
-

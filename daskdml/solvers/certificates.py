@@ -169,7 +169,7 @@ def quadratic_model(
     # Slabs are summed in `dtype`, their sums in float64.
     slab = (SLAB_ROWS + 16) * np.finfo(dtype).eps / 2
     chain = (stats.n / SLAB_ROWS + 8) * EPS
-    error = (slab + chain) * P
+    error = float((slab + chain) * P)
     longest = np.sqrt(stats.row_norm2)
     g_sum = (stats.n + 8) * EPS
     g_error = g_sum * stats.slope / stats.weight * longest * float(np.max(1.0 / unit))

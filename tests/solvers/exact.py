@@ -105,7 +105,7 @@ class Exact:
             return self._loss(theta.ravel())[0] + (self.pen * theta.ravel() ** 2).sum() / 2
 
     def standard(self) -> tuple[Exact, np.ndarray]:
-        """The same objective in features of unit size (about their mean, if an intercept is fitted).
+        """The same objective in features of unit size (about their mean, with an intercept).
 
         Returns
         -------

@@ -36,7 +36,7 @@ ROWS = {
     "a constant column": np.column_stack([_rows(), np.full(N, 3.0)]),
     "a column of zeros": np.column_stack([_rows(), np.zeros(N)]),
     "means 1e6": _rows() + 1e6,
-    "a mean 1e9": _rows() + [1e9, 0, 0],
+    "a mean 1e9": _rows() + np.array([1e9, 0, 0]),
 }
 
 
@@ -171,7 +171,7 @@ def test_a_fit_that_stops_short_warns_with_its_gap():
     "rows", [name for name in ROWS if name not in ("condition 1e7", "condition 1e10")]
 )
 def test_few_passes_reach_the_tolerance(rows, kind, C, dtype):
-    """Data that no hyperplane separates is solved to 1e-8 in at most 12 passes, without a warning."""
+    """Data that no hyperplane separates is solved to 1e-8 in at most 12 passes, without warning."""
     X = ROWS[rows].astype(dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
