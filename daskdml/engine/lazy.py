@@ -13,11 +13,12 @@ from zarr.core.sync import sync
 
 from daskdml.engine.graphs import Group
 from daskdml.engine.memory import Needs
-from daskdml.engine.run import Engine
+from daskdml.engine.run import Engine, explain
 from daskdml.io.arrays import create_array
 from daskdml.io.sources import AnySource, DaskSource, Source
 from daskdml.io.store import open_store, resolve_url, retrying
 from daskdml.kernels.block import Block
+from daskdml.kernels.targets import DataError
 
 MIN_ROWS_BYTES = 4_000_000  # of rows read for one chunk of predictions
 
@@ -31,7 +32,21 @@ def _probe(source: AnySource, fn: Rows) -> np.ndarray:
 def _read_and_apply(block_id: tuple[int, ...], source: Source, fn: Rows, bounds: Any) -> np.ndarray:
     start, stop = bounds[block_id[0]], bounds[block_id[0] + 1]
     block, _ = source.read(start, stop, ("X",))
-    return fn(block.X)
+    return _apply(block.X, fn, start, source.name, source.feature_names)
+
+
+def _apply_to_block(
+    X: np.ndarray, block_id: tuple[int, ...], fn: Rows, bounds: Any, source_name: str, names: Any
+) -> np.ndarray:
+    return _apply(X, fn, bounds[block_id[0]], source_name, names)
+
+
+def _apply(X: np.ndarray, fn: Rows, start: int, name: str, names: Any) -> np.ndarray:
+    try:
+        return fn(X)
+    except DataError as error:
+        found = DataError(error.what, start + error.row, error.column)
+        raise ValueError(explain(found, name, names)) from None
 
 
 def lazy_rows(source: AnySource, fn: Rows) -> Any:
@@ -52,8 +67,10 @@ def lazy_rows(source: AnySource, fn: Rows) -> Any:
     sample = _probe(source, fn)
     if isinstance(source, DaskSource):
         return source.X.map_blocks(
-            fn, dtype=sample.dtype, chunks=(source.X.chunks[0], *((k,) for k in sample.shape[1:])),
+            _apply_to_block, name=f"predict-{tokenize(source.token, fn)}", dtype=sample.dtype,
+            chunks=(source.X.chunks[0], *((k,) for k in sample.shape[1:])),
             drop_axis=[1] if sample.ndim == 1 else None, meta=sample[:0],
+            fn=fn, bounds=source.chunk_bounds, source_name=source.name, names=source.feature_names,
         )  # fmt: skip
     bounds = source.chunk_bounds
     chunks = (tuple(np.diff(bounds).tolist()), *((k,) for k in sample.shape[1:]))
@@ -125,7 +142,8 @@ def stream_rows(
     starts = [a for i, a in enumerate(range(0, n, rows)) if i not in done]
     if starts:
         groups = [Group(a // rows, a, min(a + rows, n)) for a in starts]
-        with engine.open(source, Needs(work=rows * 16 * (1 + sample[0].size))) as data:
+        needs = Needs(work=rows * 16 * (1 + sample[0].size))
+        with engine.open(source, needs, once=True) as data:
             label = "predict"
             _, totals = data.map_reduce(WriteRows(fn, url, options), label, groups, ("X",))
             data.end_pass(label, totals)

@@ -134,15 +134,23 @@ class Engine:
         client = client or global_client()
         return Threads() if client is None else Cluster(client)
 
-    def open(self, source: AnySource, needs: Needs) -> Data:
+    def open(self, source: AnySource, needs: Needs, once: bool = False) -> Data:
         """Plan a fit over a source; refuses what the memory promise does not allow.
+
+        Parameters
+        ----------
+        source : Source
+        needs : Needs
+            What is held beside blocks.
+        once : bool
+            Rows will be read once, so that none need to stay in memory.
 
         Raises
         ------
         MemoryError
             If the promise is too small; states the smallest limit that would do.
         """
-        return Data(self, source, needs)
+        return Data(self, source, needs, once)
 
     def tell(self, event: Event) -> None:
         """Tell the callbacks."""
@@ -155,8 +163,9 @@ class Data:
     Use as a context manager: leaving it forgets the pinned blocks.
     """
 
-    def __init__(self, engine: Engine, source: AnySource, needs: Needs) -> None:
+    def __init__(self, engine: Engine, source: AnySource, needs: Needs, once: bool) -> None:
         self.engine = engine
+        self.once = once
         self.source = source
         self.token = uuid.uuid4().hex[:12]
         self.runner = engine.runner(source.in_memory)
@@ -301,7 +310,7 @@ class Data:
 
     def _read(self, parts: tuple[str, ...]) -> tasks.Read:
         pins = not self.source.in_memory and "X" in parts
-        budget = self.plan.pinned if pins else 0
+        budget = self.plan.pinned if pins and not self.once else 0
         spare = self.plan.threads * (self.plan.block + self.plan.encoded)
         return tasks.Read(self.source, parts, self.token, budget, spare)
 
@@ -343,7 +352,8 @@ class Data:
         try:
             ended = self.runner.run(graph, places, told)
         except DataError as error:
-            raise ValueError(self._explain(error)) from None
+            first, source = self._first(error), self.source
+            raise ValueError(explain(first, source.name, source.feature_names)) from None
         stopped = time.time()
         records = ended[-1].records
         for record in records:
@@ -357,14 +367,24 @@ class Data:
         times = (r.load_began, r.ended, r.read, r.decode, r.compute)
         self.engine.tell(BlockEnd(label, self.passes, r.rows, nbytes, r.worker, *times))
 
-    def _explain(self, error: DataError) -> str:
-        where = f"first in row {error.row}"
-        if error.column is not None:
-            names = self.source.feature_names
-            name = f" ({names[error.column]!r})" if names is not None else ""
-            where += f", column {error.column}{name}"
-        rows = f"{where} of {self.source.name}"
-        return f"{error.what}: {rows}; mend or leave out such rows before fit"
+    def _first(self, error: DataError) -> DataError:
+        """The first bad row of the data, one that cannot be used having been found somewhere."""
+        in_rows = error.column is not None
+        parts = ("X",) if in_rows else ("y", "sample_weight")
+        earlier = [g for g in self.groups if g.stop <= error.row]
+        if not earlier:
+            return error
+        found, _ = self.map_reduce(tasks.FindBad(in_rows), "first-bad-row", earlier, parts)
+        return found.error or error
+
+
+def explain(error: DataError, name: str, feature_names: Sequence[str] | None) -> str:
+    """What is wrong with which row of the rows called `name`, and the cure."""
+    where = f"first in row {error.row}"
+    if error.column is not None:
+        column = "" if feature_names is None else f" ({feature_names[error.column]!r})"
+        where += f", column {error.column}{column}"
+    return f"{error.what}: {where} of {name}; mend or leave out such rows"
 
 
 def _totals(

@@ -20,7 +20,7 @@ from daskdml.engine.place import leave_slot, slots_of_worker, tell, worker_name
 from daskdml.io import buffers
 from daskdml.io.dask_rows import DaskSource
 from daskdml.kernels.block import Block
-from daskdml.kernels.targets import DataError
+from daskdml.kernels.targets import DataError, check_rows, check_targets
 
 if TYPE_CHECKING:
     from daskdml.io.sources import AnySource
@@ -201,6 +201,36 @@ def on_rows(fn: Callable[[Block], Any], block: Block) -> Any:
         return fn(block)
     except DataError as error:
         raise DataError(error.what, block.start + error.row, error.column) from None
+
+
+@dataclass(frozen=True)
+class FirstBad:
+    """The first of the rows that cannot be used, or None; they add."""
+
+    error: DataError | None
+
+    def __add__(self, other: FirstBad) -> FirstBad:
+        if self.error is None or other.error is None:
+            return other if self.error is None else self
+        return self if self.error.row <= other.error.row else other
+
+
+@dataclass(frozen=True)
+class FindBad:
+    """Block -> `FirstBad`, of X's values or of targets and weights."""
+
+    in_rows: bool
+
+    def __call__(self, block: Block) -> FirstBad:
+        """Check the block."""
+        try:
+            if self.in_rows:
+                check_rows(block.X)
+            else:
+                check_targets(block)
+        except DataError as error:
+            return FirstBad(DataError(error.what, block.start + error.row, error.column))
+        return FirstBad(None)
 
 
 def combine(*parts: Part) -> Part:

@@ -68,6 +68,13 @@ def _check_finite(y: np.ndarray) -> None:
             raise DataError(f"Input y contains {kind}", int(bad.argmax()))
 
 
+def check_targets(block: Block) -> None:
+    """Raise `DataError` at the first target or weight of a block that cannot be used."""
+    row_weights(block, block.n_rows)
+    if block.y is not None:
+        _check_finite(block.y)
+
+
 def summarise_labels(block: Block, classification: bool) -> LabelSummary:
     """Distinct targets of a block with their counts and weights.
 

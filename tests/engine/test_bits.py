@@ -72,7 +72,9 @@ class Chaotic(Inline):
     def _get(self, graph):
         done, waiting = {}, set(graph.tasks)
         while waiting - set(done):
-            ready = [k for k in waiting if k not in done and graph.tasks[k].dependencies <= set(done)]
+            ready = [
+                k for k in waiting if k not in done and graph.tasks[k].dependencies <= set(done)
+            ]
             key = ready[self.random.integers(len(ready))]
             node = graph.tasks[key]
             values = {k: done[k] for k in node.dependencies}

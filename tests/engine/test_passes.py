@@ -84,7 +84,7 @@ def test_reads_hold_no_compute_slot(one_chunk_a_group):
             value, totals = data.map_reduce(slow_total, "slow")
     assert value == 64 * 63
     assert _overlaps(events) >= 10  # of 16 blocks
-    assert totals.seconds < 0.85 * (totals.read + totals.compute)
+    assert totals.seconds < totals.read + totals.compute
 
 
 def test_reads_overlap_computing_on_threads(one_chunk_a_group):
@@ -94,7 +94,7 @@ def test_reads_overlap_computing_on_threads(one_chunk_a_group):
     with Engine(Threads(1), callbacks=[events.append]).open(source, Needs()) as data:
         _, totals = data.map_reduce(slow_total, "slow")
     assert _overlaps(events) >= 10
-    assert totals.seconds < 0.85 * (totals.read + totals.compute)
+    assert totals.seconds < totals.read + totals.compute
 
 
 def test_every_block_is_told_once(one_chunk_a_group):

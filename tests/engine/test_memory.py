@@ -1,0 +1,157 @@
+"""The memory promise: planned, refused, and kept under a hard cap."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from daskdml import Engine, LogisticRegression
+from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
+from daskdml.engine.run import Threads
+from daskdml.io import write_dataset
+from tests.engine.sources import Made
+
+MB = 2**20
+PLAN = MemoryPlan(400 * MB, 150 * MB, 40 * MB, 10 * MB, 1, 1, Needs())
+
+
+def test_a_smaller_prefetch_before_a_refusal():
+    """Where reading ahead does not fit but one block does, nothing is read ahead."""
+    assert fit_plan(PLAN).prefetch == 1
+    tight = replace(PLAN, limit=replace(PLAN, prefetch=0).streaming)
+    assert fit_plan(tight).prefetch == 0
+
+
+def test_the_smallest_limit_is_stated_and_is_enough():
+    """A refusal names the smallest limit that would do; with it the plan passes, below it fails."""
+    with pytest.raises(MemoryError, match=r"raise memory_limit to (\d+)MB") as refused:
+        fit_plan(replace(PLAN, limit=160 * MB))
+    stated = int(str(refused.value).partition("raise memory_limit to ")[2].partition("MB")[0])
+    assert fit_plan(replace(PLAN, limit=stated * 1_000_000)).prefetch == 0
+    with pytest.raises(MemoryError):
+        fit_plan(replace(PLAN, limit=(stated - 2) * 1_000_000))
+
+
+def test_more_of_anything_needs_more():
+    """Blocks, threads, prefetch and what the solver holds all count."""
+    for more in (
+        {"block": 80 * MB}, {"encoded": 20 * MB}, {"threads": 2}, {"prefetch": 2},
+        {"baseline": 200 * MB}, {"needs": Needs(work=MB)}, {"needs": Needs(part=MB)},
+    ):  # fmt: skip
+        assert replace(PLAN, **more).streaming > PLAN.streaming
+
+
+def test_pinned_blocks_take_what_is_left():
+    """Pinned and streamed blocks together stay within the promise; nothing is pinned without room."""
+    assert PLAN.streaming + PLAN.pinned <= PLAN.limit
+    assert replace(PLAN, limit=PLAN.streaming).pinned == 0
+
+
+def test_a_fit_is_refused_before_it_reads(tmp_path):
+    """A promise that is too small is refused with the limit to give, and with it the fit runs."""
+    X = np.random.default_rng(0).standard_normal((50_000, 20))
+    ds = write_dataset(tmp_path / "a.zarr", X, (X[:, 0] > 0).astype(int), chunks=25_000)
+    events = []
+    with (
+        Engine(Threads(1), memory_limit="20MB", callbacks=[events.append]),
+        pytest.raises(MemoryError, match=r"raise memory_limit to \d+MB") as refused,
+    ):
+        LogisticRegression().fit(ds)
+    assert events == []
+    needed = int(str(refused.value).partition("raise memory_limit to ")[2].partition("MB")[0])
+    with Engine(Threads(1), memory_limit=f"{needed + 20}MB"):  # this process grows between the two
+        assert LogisticRegression().fit(ds).certificate_.relative <= 1e-4
+
+
+def test_the_plan_counts_the_slots():
+    """A plan is for the process with most threads."""
+    one, four = (Engine(Threads(n)).open(Made(1000, 10), Needs()).plan for n in (1, 4))
+    assert (one.threads, four.threads) == (1, 4)
+
+
+CAP = 550_000_000  # of data mappings: beside resident memory, stacks and arenas not yet used
+FIT = """
+import json, resource, sys
+import numpy as np
+import daskdml as dml
+from daskdml.io import open_dataset
+
+CAP = {cap}
+
+def cap(megabytes=CAP):
+    resource.setrlimit(resource.RLIMIT_DATA, (megabytes, megabytes))
+
+def main():
+    ds = open_dataset({url!r})
+    where = {where!r}
+    if where == "threads":
+        cap()
+        try:
+            ds.read(0, len(ds))
+            raise SystemExit("the whole array fits: the cap proves nothing")
+        except MemoryError:
+            pass
+        clf = fit(None, ds)
+    else:
+        from distributed import Client, LocalCluster
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None,
+                          memory_limit="1GB") as cluster, Client(cluster) as client:
+            client.run(cap)
+            def whole(ds=ds):
+                try:
+                    ds.read(0, len(ds))
+                except MemoryError:
+                    return True
+            assert all(client.run(whole).values()), "the whole array fits: the cap proves nothing"
+            clf = fit(client, ds)
+    print(json.dumps({{
+        "relative": float(clf.certificate_.relative), "limit": clf.plan_.limit,
+        "peaks": list(clf.peak_memory_.values()), "score": clf.score(ds),
+    }}))
+
+def fit(client, ds):
+    with dml.Engine(client, memory_limit={limit!r}):
+        return dml.LogisticRegression(tol=1e-6).fit(ds)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """2.2 GB of rows, written block by block: four times the cap."""
+    url = tmp_path_factory.mktemp("large") / "large.zarr"
+    rng = np.random.default_rng(0)
+    base = np.round(rng.standard_normal((40_000, 100)), 1).astype("f4")
+
+    def blocks():
+        for i in range(138):
+            X = np.roll(base, 397 * i, axis=0)
+            X = X * np.float32(1 + i / 100)
+            z = X[:, 0] - X[:, 1] + 0.5 * X[:, 2] + rng.logistic(size=len(X))
+            yield X, (z > 0).astype("i1")
+
+    return write_dataset(url, blocks(), chunks=20_000).url
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["threads", pytest.param("cluster", marks=pytest.mark.cluster)])
+def test_a_fit_under_a_hard_cap(where, large, tmp_path):
+    """Data four times the cap, which cannot be loaded whole, is fitted and scored within it."""
+    script = tmp_path / "fit.py"
+    script.write_text(FIT.format(cap=CAP, url=str(large), where=where, limit="400MB"))
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # it maps 32 MB for each of its threads
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["relative"] <= 1e-6 and found["score"] > 0.7
+    assert max(found["peaks"]) <= found["limit"], found
