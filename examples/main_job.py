@@ -51,6 +51,12 @@ def write(url: str, size: int) -> None:
     write_dataset(url, rows[:, :-1], rows[:, -1].astype("i1"), chunks=chunk, overwrite=True)
 
 
+def compile_kernels() -> None:
+    """Fit a few rows here: Numba keeps what it compiled on disk, so that no worker compiles."""
+    rows = make_rows(np.zeros(1, np.int64), 1_000)
+    daskdml.LogisticRegression().fit(rows[:, :-1], rows[:, -1].astype("i1"))
+
+
 def check_disk(folder: Path, size: int) -> None:
     """Stop before the work where the disk is too small; these rows hardly compress."""
     free = shutil.disk_usage(folder).free
@@ -91,6 +97,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     check_disk(args.out, size)
     url = str(args.out / "main_job.zarr")
+    compile_kernels()
     began = time.perf_counter()
     write(url, size)
     train, test = train_test_split(open_dataset(url), test_size=0.1, shuffle=False)
