@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dask.utils import format_bytes
-
 FAN_IN = 16  # children of a node of the reduction tree
 _SLACK = 16 * 2**20  # interpreter, allocator and messages, beside what is counted
 
@@ -69,6 +67,8 @@ class MemoryPlan:
         return max(0, int((self.limit - self.streaming) / 1.05))
 
     def __str__(self) -> str:
+        from dask.utils import format_bytes  # here, so that a pickled model needs no Dask
+
         return (
             f"{format_bytes(self.streaming)} of {format_bytes(self.limit)} promised per worker: "
             f"{format_bytes(self.baseline)} before the fit, "
@@ -100,6 +100,8 @@ def fit_plan(plan: MemoryPlan) -> MemoryPlan:
         tried = replace(plan, prefetch=prefetch)
         if tried.streaming <= tried.limit:
             return tried
+    from dask.utils import format_bytes
+
     smallest = replace(plan, prefetch=0)
     raise MemoryError(
         f"memory_limit={format_bytes(plan.limit)} per worker is too small: this fit needs "

@@ -378,7 +378,7 @@ class Data:
         return found.error or error
 
 
-def explain(error: DataError, name: str, feature_names: Sequence[str] | None) -> str:
+def explain(error: DataError, name: str, feature_names: Any) -> str:
     """What is wrong with which row of the rows called `name`, and the cure."""
     where = f"first in row {error.row}"
     if error.column is not None:

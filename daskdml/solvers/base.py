@@ -18,6 +18,7 @@ from daskdml.kernels.linear import Coordinates, LinearPass, LinearStats
 from daskdml.kernels.losses import Loss, Multinomial
 from daskdml.kernels.targets import Targets, check_rows
 from daskdml.solvers.certificates import TINY, Certificate
+from daskdml.solvers.record import Record
 
 
 @dataclass(frozen=True)
@@ -109,40 +110,6 @@ class SolveOf:
     def __call__(self, block: Block) -> Any:
         """Solve on a block's rows."""
         return self.solve(block.X, *self.targets.prepare(block))
-
-
-@dataclass(frozen=True)
-class Record:
-    """One pass or round in a fit's history.
-
-    Parameters
-    ----------
-    label : str
-        What it was.
-    seconds : float
-        Since the fit began, at the end of the pass.
-    nbytes : int
-        Encoded bytes read since the fit began.
-    passes : float
-        Data sets' worth of rows visited since the fit began.
-    objective, gap, relative : float or None
-        f at the point visited, and its certified distance to the optimum.
-    read, decode, compute, wait, transfer : float
-        Seconds of this pass, summed over workers.
-    """
-
-    label: str
-    seconds: float
-    nbytes: int
-    passes: float
-    objective: float | None
-    gap: float | None
-    relative: float | None
-    read: float
-    decode: float
-    compute: float
-    wait: float
-    transfer: float
 
 
 @dataclass(frozen=True)

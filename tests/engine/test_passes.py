@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -79,9 +80,11 @@ def test_reads_hold_no_compute_slot(one_chunk_a_group):
     """On a worker with one thread, blocks are read while others are computed."""
     events = []
     source = Made(64, 4, seconds=0.05)
-    with workers(1) as client, Engine(client, callbacks=[events.append]) as engine:
-        with engine.open(source, Needs()) as data:
-            value, totals = data.map_reduce(slow_total, "slow")
+    with (
+        workers(1) as client,
+        Engine(client, callbacks=[events.append]).open(source, Needs()) as data,
+    ):
+        value, totals = data.map_reduce(slow_total, "slow")
     assert value == 64 * 63
     assert _overlaps(events) >= 10  # of 16 blocks
     assert totals.seconds < totals.read + totals.compute
@@ -114,7 +117,7 @@ def test_groups_are_cut_along_chunks():
     for target in (1, 15, 20, 30, 1000):
         groups = group_rows(bounds, 1, target)
         assert groups[0].start == 0 and groups[-1].stop == 35
-        assert all(a.stop == b.start for a, b in zip(groups, groups[1:], strict=False))
+        assert all(a.stop == b.start for a, b in pairwise(groups))
         assert {g.start for g in groups} <= set(bounds)
         assert all(g.rows <= max(target, 10) for g in groups)
 
@@ -196,7 +199,7 @@ def test_an_asynchronous_client_is_refused():
             n_workers=1, processes=False, dashboard_address=None, asynchronous=True
         )
         async with cluster, Client(cluster, asynchronous=True) as client:
-            with pytest.raises(TypeError, match="asynchronous.*use Client"):
+            with pytest.raises(TypeError, match=r"asynchronous.*use Client"):
                 Engine(client).open(Made(10, 5), Needs())
 
     asyncio.run(fit())

@@ -129,7 +129,7 @@ def test_scores_stream(tmp_path):
 
 def test_predictions_stream_to_a_store(tmp_path, runner):
     """`out=` writes what predict gives to a Zarr array that anyone can open."""
-    X, y = rows()
+    X, _ = rows()
     ds = dataset(tmp_path)
     model = LogisticRegression().fit(ds)
     with Engine(runner):
@@ -170,7 +170,7 @@ def test_streamed_predictions_are_restartable(tmp_path, monkeypatch):
 
 def test_streamed_strings_are_codes(tmp_path):
     """Labels that are strings are stored as codes, and named beside them."""
-    X, y = rows()
+    y = rows()[1]
     ds = dataset(tmp_path, y=np.array(["no", "yes"])[y])
     model = LogisticRegression().fit(ds)
     found = model.predict(ds, out=str(tmp_path / "p.zarr"))
@@ -231,7 +231,7 @@ def test_bad_targets_are_named(tmp_path, runner):
         Ridge().fit(dataset(tmp_path, X, y))
     s = np.ones(N)
     s[555] = -1
-    with Engine(runner), pytest.raises(ValueError, match="sample_weight is negative.*row 555"):
+    with Engine(runner), pytest.raises(ValueError, match=r"sample_weight is negative.*row 555"):
         Ridge().fit(dataset(tmp_path, name="b.zarr", sample_weight=s))
 
 

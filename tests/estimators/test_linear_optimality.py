@@ -90,7 +90,7 @@ def balanced(y, sample_weight):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("C", [0.1, 1e3])
 def test_logistic_regression_is_scikit_learns(C, weighted, class_weight, n_classes):
-    """Coefficients, intercepts, labels and probabilities are those of scikit-learn, tightly solved."""
+    """Coefficients, labels, scores and probabilities are those of scikit-learn, tightly solved."""
     X, y, s = data(n_classes)
     X = (X - X.mean(axis=0)) / X.std(axis=0)  # so that scikit-learn gets close
     sample_weight = s if weighted else None
@@ -109,7 +109,7 @@ def test_logistic_regression_is_scikit_learns(C, weighted, class_weight, n_class
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_labels_of_any_dtype(labels, n_classes):
-    """Labels come back as they were given, and coefficients do not depend on how they are called."""
+    """Labels come back as they were given; coefficients do not depend on how they are called."""
     X, y, _ = data(n_classes)
     if labels == "bool":
         y = y % 2
@@ -164,7 +164,7 @@ def test_weights_are_repetitions():
 
 
 def test_warm_start_continues():
-    """A second fit from the solution needs no more steps, and a start of another shape is an error."""
+    """A second fit from the solution takes one step; a start of another shape is an error."""
     X, y, _ = data(2)
     model = LogisticRegression(tol=1e-6, warm_start=True).fit(X, y)
     first = model.n_iter_
