@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_the_history_tells_each_pass(tmp_path):
     records = list(model.history_)
     passes = [r for r in records if r.gap is not None]
     assert len(passes) == model.n_iter_
-    for a, b in zip(records, records[1:], strict=False):
+    for a, b in pairwise(records):
         assert a.seconds <= b.seconds and a.nbytes <= b.nbytes and a.passes <= b.passes
     assert records[-1].nbytes <= model.bytes_read_
     assert min(r.gap for r in passes) == model.certificate_.gap
@@ -81,4 +82,4 @@ def test_least_squares_take_one_step(tmp_path):
     X, y = data(2)
     ds = write_dataset(tmp_path / "a.zarr", X, y.astype("f8"), chunks=2000)
     model = Ridge().fit(ds)
-    assert model.n_iter_ == 1 and model.certificate_.relative < 1e-12
+    assert model.n_iter_ == 1 and model.certificate_.relative < 1e-9
