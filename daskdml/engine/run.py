@@ -172,6 +172,7 @@ class Data:
         self.groups = group_rows(source.chunk_bounds, source.row_nbytes, GROUP_BYTES)
         self.totals = NOTHING
         self.passes = 0
+        self._under_way: dict[str, int] = {}
         self.baseline = 0
         self.peaks: dict[str, int] = {}
         self._where: dict[int, str] = {}
@@ -295,7 +296,9 @@ class Data:
 
     def _start(self, label: str, groups: Sequence[Group]) -> None:
         nbytes = sum(g.rows for g in groups) * self.source.row_nbytes
-        self.engine.tell(PassStart(label, self.passes, len(groups), nbytes))
+        self._under_way[label] = self.passes
+        self.passes += 1
+        self.engine.tell(PassStart(label, self._under_way[label], len(groups), nbytes))
 
     def end_pass(
         self, label: str, totals: PassTotals, objective: float | None = None,
@@ -305,8 +308,8 @@ class Data:
         t = totals
         bound = (objective, gap, relative)
         spent = (t.read, t.decode, t.compute, t.wait, t.transfer)
-        self.engine.tell(PassEnd(label, self.passes, t.seconds, *bound, t.nbytes, *spent))
-        self.passes += 1
+        index = self._under_way.pop(label)
+        self.engine.tell(PassEnd(label, index, t.seconds, *bound, t.nbytes, *spent))
 
     def _read(self, parts: tuple[str, ...]) -> tasks.Read:
         pins = not self.source.in_memory and "X" in parts
@@ -365,7 +368,8 @@ class Data:
     def _block_end(self, label: str, r: tasks.BlockRecord) -> None:
         nbytes = r.rows * self.source.row_nbytes
         times = (r.load_began, r.ended, r.read, r.decode, r.compute)
-        self.engine.tell(BlockEnd(label, self.passes, r.rows, nbytes, r.worker, *times))
+        index = self._under_way[label]
+        self.engine.tell(BlockEnd(label, index, r.rows, nbytes, r.worker, *times))
 
     def _first(self, error: DataError) -> DataError:
         """The first bad row of the data, one that cannot be used having been found somewhere."""

@@ -75,14 +75,19 @@ def make_ready() -> int:
     """Load all that tasks need; gives the resident bytes of this process then.
 
     The first compiled kernel brings in LLVM's code generator, some 45 MB that a promise must count.
+    Where the kernels are not in Numba's cache yet, they are compiled here rather than in the fit.
     """
     import scipy.linalg  # noqa: F401
 
     import daskdml.io.dataset
     import daskdml.kernels.sgd  # noqa: F401
-    from daskdml.kernels.linear import moments
+    from daskdml.kernels.linear import Coordinates, LinearPass, moments
+    from daskdml.kernels.losses import Logistic
 
-    moments(Block(np.zeros((1, 1), np.float32), None, None))
+    X, theta = np.zeros((1, 1), np.float32), np.zeros((1, 2))
+    moments(Block(X, None, None))
+    at = LinearPass(Logistic(), Coordinates.identity(1), theta, theta, (0.0,), np.float32)
+    at(X, np.ones(1), np.ones(1))
     return int(psutil.Process().memory_info().rss)
 
 
@@ -194,6 +199,7 @@ class Cluster:
 
     def resident(self) -> int:
         """Resident bytes of the fullest worker, with all imported that tasks need."""
+        make_ready()  # workers of this machine find in the cache what this process compiled
         return max(self.client.run(make_ready, on_error="ignore").values(), default=0)
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:

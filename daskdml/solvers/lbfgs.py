@@ -8,7 +8,7 @@ import numpy as np
 
 from daskdml.engine.graphs import Group
 from daskdml.engine.memory import Needs
-from daskdml.engine.run import Data, PassTotals
+from daskdml.engine.run import Data
 from daskdml.kernels.curvature import LocalNewton
 from daskdml.kernels.linear import SLAB_ROWS, LinearPass
 from daskdml.solvers import certificates
@@ -89,7 +89,7 @@ class LBFGS:
             return shorter, Report(label, totals, f, None, state.theta)
         g = problem.gradient(stats, state.theta).reshape(state.theta.shape) * problem.mask
         pairs = _with_pair(state, g)
-        direction, spent = self._direction(problem, run, state.theta, g, pairs)
+        direction = self._direction(problem, run, state.theta, g, pairs)
         slope = float(np.sum(g * direction))
         certificate = Certificate(f, -0.5 * slope, ESTIMATE, False)
         if problem.n_outputs == 1 and problem.l2 > 0:
@@ -99,7 +99,7 @@ class LBFGS:
         stuck = state.f_before - f <= 1e-15 * abs(f) and -slope <= 1e-15 * abs(f)
         reason = "round-off hides any further decrease" if stuck else None
         after = LBFGSState(state.theta + direction, direction, f, slope, state.theta, g, pairs)
-        return after, Report(label, totals + spent, f, certificate, state.theta, reason)
+        return after, Report(label, totals, f, certificate, state.theta, reason)
 
     def _direction(
         self,
@@ -108,7 +108,7 @@ class LBFGS:
         theta: np.ndarray,
         g: np.ndarray,
         pairs: tuple[tuple[np.ndarray, np.ndarray], ...],
-    ) -> tuple[np.ndarray, PassTotals]:
+    ) -> np.ndarray:
         """Minus the inverse Hessian approximation's product with g (the two-loop recursion)."""
         q, kept = g.copy(), []
         for s, y in reversed(pairs):
@@ -120,12 +120,12 @@ class LBFGS:
         )
         label = f"{run.label}-precondition"
         found, totals = run.data.map_reduce(SolveOf(problem.targets, solve), label, self.sample)
-        run.data.end_pass(label, totals)
+        run.note(Report(label, totals, None, None, theta))
         r = found.mean
         for (s, y), alpha in zip(pairs, reversed(kept), strict=True):
             beta = float(np.sum(y * r) / np.sum(s * y))
             r = r + (alpha - beta) * s
-        return -r, totals
+        return np.asarray(-r)
 
 
 def _with_pair(state: LBFGSState, g: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
