@@ -167,12 +167,15 @@ def _resume(
         array = create_array(store, "", shape, dtype, rows)
         array.attrs["predictions"] = token
         return array, set()
+    done = {i for i in range(-(-shape[0] // rows)) if _has_chunk(store, i, len(shape))}
+    if "predictions" not in array.attrs and not done and array.shape == shape:
+        array.attrs["predictions"] = token  # an attempt that ended before it could say what it is
     if array.attrs.get("predictions") != token:
         raise FileExistsError(
             f"{url} holds an array of another model or of other rows; choose another out= or "
             "remove it"
         )
-    return array, {i for i in range(-(-shape[0] // rows)) if _has_chunk(store, i, len(shape))}
+    return array, done
 
 
 def _has_chunk(store: Any, index: int, ndim: int) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 FAN_IN = 16  # children of a node of the reduction tree
 _SLACK = 16 * 2**20  # interpreter, allocator and messages, beside what is counted
+_THREAD = 4 * 2**20  # stacks and arenas of a compute slot and of those who read for it
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class MemoryPlan:
         """Bytes that a fit without pinned blocks reaches."""
         alive = self.threads * (self.prefetch + 1) * (self.block + self.encoded)
         solver = self.threads * self.needs.work + (FAN_IN + 2 * self.threads) * self.needs.part
-        return self.baseline + _SLACK + int(1.05 * (alive + solver))
+        return self.baseline + _SLACK + self.threads * _THREAD + int(1.05 * (alive + solver))
 
     @property
     def pinned(self) -> int:

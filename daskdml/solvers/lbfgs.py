@@ -11,9 +11,9 @@ from daskdml.engine.memory import Needs
 from daskdml.engine.run import Data
 from daskdml.kernels.curvature import LocalNewton
 from daskdml.kernels.linear import SLAB_ROWS, LinearPass
-from daskdml.solvers import certificates
 from daskdml.solvers.base import Problem, Report, Run, SolveOf, StatsOf
 from daskdml.solvers.certificates import Certificate
+from daskdml.solvers.newton import proven_bound
 from daskdml.solvers.search import Searched, shorten
 
 PAIRS = 10
@@ -92,10 +92,9 @@ class LBFGS:
         direction = self._direction(problem, run, state.theta, g, pairs)
         slope = float(np.sum(g * direction))
         certificate = Certificate(f, -0.5 * slope, ESTIMATE, False)
-        if problem.n_outputs == 1 and problem.l2 > 0:
-            gap = certificates.duality_gap(f, state.theta[0], problem.penalty[0], stats)
-            if gap <= certificate.gap:
-                certificate = Certificate(f, gap, certificates.DUALITY, True)
+        if problem.n_outputs == 1:
+            proven = proven_bound(problem, stats, f, state.theta, np.inf)
+            certificate = proven if proven.gap <= certificate.gap else certificate
         stuck = state.f_before - f <= 1e-15 * abs(f) and -slope <= 1e-15 * abs(f)
         reason = "round-off hides any further decrease" if stuck else None
         after = LBFGSState(state.theta + direction, direction, f, slope, state.theta, g, pairs)

@@ -80,7 +80,7 @@ class Newton:
         f = problem.objective(stats.loss, stats.weight, state.theta)
         shorter = shorten(problem, state, stats, f)
         if shorter is not None:
-            proven = _proven(problem, stats, f, state.theta, np.inf)
+            proven = proven_bound(problem, stats, f, state.theta, np.inf)
             return shorter, Report(label, totals, f, proven, state.theta)
         return _advance(problem, state, stats, f, label, totals)
 
@@ -163,7 +163,7 @@ def _advance(
         after = _least_norm(problem, model, after)
     at_point, at_next = certificates.bounds(model)
     gap2 = model.decrement2()
-    proven = _proven(problem, stats, f, state.theta, at_point)
+    proven = proven_bound(problem, stats, f, state.theta, at_point)
     if at_next < proven.gap:
         solution = after
         certificate = Certificate(f - 0.5 * gap2, at_next, _method(problem), True)
@@ -266,7 +266,7 @@ def _method(problem: Problem) -> str:
     return certificates.QUADRATIC if quadratic else certificates.SELF_CONCORDANCE
 
 
-def _proven(
+def proven_bound(
     problem: Problem, stats: LinearStats, f: float, theta: np.ndarray, at_point: float
 ) -> Certificate:
     """The best proven bound at the point visited."""
