@@ -313,7 +313,7 @@ class Data:
 
     def _read(self, parts: tuple[str, ...]) -> tasks.Read:
         pins = not self.source.in_memory and "X" in parts
-        budget = self.plan.pinned if pins and not self.once else 0
+        budget = (0 if self.once else self.plan.pinned) if pins else None
         spare = self.plan.threads * (self.plan.block + self.plan.encoded)
         return tasks.Read(self.source, parts, self.token, budget, spare)
 

@@ -40,8 +40,8 @@ class Read:
         What of each row.
     token : str
         Names the fit.
-    budget : int
-        Bytes of blocks that may stay pinned in a process.
+    budget : int or None
+        Bytes of blocks that may stay pinned in a process; None where none are looked for either.
     spare : int
         Bytes of free buffers that a process may keep for the next read.
     """
@@ -49,7 +49,7 @@ class Read:
     source: AnySource
     parts: tuple[str, ...] = ALL_PARTS
     token: str = ""
-    budget: int = 0
+    budget: int | None = None
     spare: int = 0
 
 
@@ -140,7 +140,7 @@ def load(how: Read, index: int, start: int, stop: int, *gate: Any) -> Loaded:
     `gate` only orders this task after the results it names.
     """
     began = time.time()
-    if how.budget:
+    if how.budget is not None:
         kept = PINNED.get(how.token, index)
         if kept is not None:
             record = BlockRecord(
@@ -153,7 +153,8 @@ def load(how: Read, index: int, start: int, stop: int, *gate: Any) -> Loaded:
     assert not isinstance(how.source, DaskSource)
     block, stats = how.source.read(start, stop, how.parts)
     block = replace(block, start=start)
-    pinned = bool(how.budget) and PINNED.offer(how.token, index, block, block.nbytes, how.budget)
+    budget = how.budget or 0
+    pinned = budget > 0 and PINNED.offer(how.token, index, block, block.nbytes, budget)
     record = BlockRecord(
         how.token, index, stop - start, stats.nbytes, worker_name(), pinned, began, time.time(),
         stats.read_seconds, stats.decode_seconds,

@@ -63,7 +63,10 @@ class SGDFitted:
 def fit_sgd(source: AnySource, task: SGDTask) -> SGDFitted:
     """Plan, scan the labels where they are unknown, run the epochs."""
     engine, d = Engine.current(), source.n_features
-    with engine.open(source, Needs()) as data:
+    options = task.options
+    again = options.get("certify") or options.get("held_share")
+    once = options.get("max_iter") == 1 and not again
+    with engine.open(source, Needs(), once) as data:
         engine.tell(FitStart(task.label, data.plan, source.n_rows, d, data.runner.dashboard_link))
         found = scan_targets(data, True, task.label) if task.scan else None
         config, targets = task.describe(found)

@@ -76,6 +76,8 @@ class Newton:
             state.dtype, 1 if quadratic else max(1, run.data.n_rows // enough),
         )  # fmt: skip
         label = f"{run.label}-newton"
+        # Two passes are the rule after a sample; fresh memory for blocks costs as much as a read.
+        run.data.once = bool(self.sample) and sum(r.label == label for r in run.history) < 2
         stats, totals = run.data.map_reduce(StatsOf(problem.targets, at), label)
         f = problem.objective(stats.loss, stats.weight, state.theta)
         shorter = shorten(problem, state, stats, f)
