@@ -23,6 +23,7 @@ from numba import njit
 from daskdml.kernels.apart import MARGIN, copy_apart
 from daskdml.kernels.losses import softmax
 from daskdml.kernels.prefetch import AHEAD, prefetch_row
+from daskdml.kernels.visits import visits
 
 STRIDE = 16  # rows of one step size; then the penalty and the average have their turn
 STEP = 2.0  # first step, in units of 1 / (squared norm of a usual row * largest curvature)
@@ -169,15 +170,7 @@ def softmax_sgd_block(
             f"Local SGD got class indices {y.min()}..{y.max()}, but coefficients for {max(k, 2)} "
             f"classes; encode the labels as 0..{max(k, 2) - 1}."
         )
-    order = np.arange(n) if order is None else np.ascontiguousarray(order, dtype=np.int64)
-    if order.size and not (order.min() >= 0 and order.max() < n):
-        raise ValueError(f"order visits rows outside 0..{n - 1}; pass row numbers of this block.")
-    weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    if weight.shape != (n,):
-        raise ValueError(
-            f"sample_weight has shape {weight.shape}, but the block has {n} rows; pass "
-            f"one weight for every row."
-        )
+    order, weight = visits(n, order, sample_weight)
     start = order.size // 2 if average_from is None else min(average_from, order.size - 1)
     curvature, columns = (0.25 if k == 1 else 0.5), np.count_nonzero(inv_scale) + 1
     last, mean = copy_apart(W), copy_apart(W)

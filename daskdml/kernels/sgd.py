@@ -49,6 +49,7 @@ from daskdml.kernels.sgd_rows import (
     Work,
     sweep,
 )
+from daskdml.kernels.visits import visits
 
 LEARNING_RATES = {
     "constant": CONSTANT,
@@ -341,15 +342,7 @@ def sgd_block(
             f"SGD needs coefficients of shape {(config.n_models, d)} and {n} targets for this "
             f"block, but got {state.vectors.shape} and {y.shape}; start from config.init({d})."
         )
-    order = np.arange(n) if order is None else np.ascontiguousarray(order, dtype=np.int64)
-    if order.size and not (order.min() >= 0 and order.max() < n):
-        raise ValueError(f"order visits rows outside 0..{n - 1}; pass row numbers of this block.")
-    weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    if weight.shape != (n,):
-        raise ValueError(
-            f"sample_weight has shape {weight.shape}, but the block has {n} rows; pass "
-            f"one weight for every row."
-        )
+    order, weight = visits(n, order, sample_weight)
     work = _open(state, config)
     rows = (X, np.asarray(y, np.float64), weight, order)
     t = sweep(_rule(config), work, *rows, float(state.t))
