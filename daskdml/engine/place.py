@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -37,11 +39,59 @@ def leave_slot() -> None:
         secede()
 
 
-def slots_of_worker() -> threading.Semaphore | None:
-    """As many permits to compute as the current task's Dask worker has threads, or None."""
+class Slots:
+    """Permits to compute on threads of this process, which fits that run at once share.
+
+    A fit computes on at most as many threads as it asked for, and all of them together on at most
+    as many as the one that asked for most.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._fits: list[int] = []
+        self._taken = 0
+        self._of_thread = threading.local()
+
+    @contextmanager
+    def fit(self, n: int) -> Iterator[Callable[[], None]]:
+        """Let a fit compute on n threads; each of its threads first calls what this gives."""
+        own = threading.Semaphore(n)
+        with self._changed:
+            self._fits.append(n)
+            self._changed.notify_all()
+        try:
+            yield lambda: setattr(self._of_thread, "own", own)
+        finally:
+            with self._changed:
+                self._fits.remove(n)
+
+    @contextmanager
+    def permit(self) -> Iterator[None]:
+        """Wait for permits of the thread's fit and of the process; without a fit none is needed."""
+        own = getattr(self._of_thread, "own", None)
+        if own is None:
+            yield
+            return
+        with own:
+            with self._changed:
+                self._changed.wait_for(lambda: self._taken < max(self._fits))
+                self._taken += 1
+            try:
+                yield
+            finally:
+                with self._changed:
+                    self._taken -= 1
+                    self._changed.notify()
+
+
+THREAD_SLOTS = Slots()
+
+
+def compute_permit() -> AbstractContextManager[Any]:
+    """What a task holds while it computes: a permit of its Dask worker, or of this process."""
     worker = current_worker()
     if worker is None:
-        return None
+        return THREAD_SLOTS.permit()
     permits = vars(worker).setdefault(_SLOTS, threading.Semaphore(worker.state.nthreads))
     return cast(threading.Semaphore, permits)
 

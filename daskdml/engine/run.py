@@ -68,7 +68,7 @@ def _astuple(totals: PassTotals) -> tuple[Any, ...]:
 
 NOTHING = PassTotals(0.0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
 
-_ambient: contextvars.ContextVar[Engine | None] = contextvars.ContextVar("engine", default=None)
+_ambient: contextvars.ContextVar[tuple[Engine, ...]] = contextvars.ContextVar("engine", default=())
 
 
 class Engine:
@@ -107,22 +107,22 @@ class Engine:
         self.client = client
         self.memory_limit = None if memory_limit is None else int(parse_bytes(memory_limit))
         self.callbacks = tuple(callbacks)
-        self._entered: list[contextvars.Token[Engine | None]] = []
 
     def __repr__(self) -> str:
         return f"Engine(client={self.client!r}, memory_limit={self.memory_limit})"
 
     def __enter__(self) -> Engine:
-        self._entered.append(_ambient.set(self))
+        _ambient.set((*_ambient.get(), self))  # of this thread: others may have entered, too
         return self
 
     def __exit__(self, *exc: object) -> None:
-        _ambient.reset(self._entered.pop())
+        _ambient.set(_ambient.get()[:-1])
 
     @classmethod
     def current(cls) -> Engine:
         """The innermost engine of a ``with`` block, or a default one."""
-        return _ambient.get() or cls()
+        entered = _ambient.get()
+        return entered[-1] if entered else cls()
 
     def runner(self, in_memory: bool) -> Runner:
         """What will execute graphs over data that is, or is not, in this process's memory."""

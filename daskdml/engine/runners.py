@@ -9,9 +9,12 @@ import os
 import queue
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import dask
@@ -24,7 +27,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from daskdml.engine import tasks
 from daskdml.engine.cache import PINNED
 from daskdml.engine.graphs import Graph
-from daskdml.engine.place import TOPIC
+from daskdml.engine.place import THREAD_SLOTS, TOPIC
 from daskdml.io import buffers
 from daskdml.kernels.block import Block
 
@@ -49,6 +52,7 @@ class Worker:
 
 
 Told = Callable[[tasks.BlockRecord], None]
+Callbacks = Sequence[tuple[Any, ...]]  # as Dask's schedulers take them
 
 
 class Runner(Protocol):
@@ -106,11 +110,12 @@ class Inline:
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the wanted keys."""
-        with _Listener(told):
-            return list(self._get(graph))
+        # Dask's own way to add a callback is one setting of the process, which fits at once break.
+        listener = (None, None, None, _Listener(told), None)
+        return list(self._get(graph, (*dask.callbacks.Callback.active, listener)))
 
-    def _get(self, graph: Graph) -> Any:
-        return dask.get(graph.tasks, graph.wanted)
+    def _get(self, graph: Graph, callbacks: Callbacks) -> Any:
+        return dask.get(graph.tasks, graph.wanted, callbacks=callbacks)
 
     def forget(self, token: str) -> dict[str, int]:
         """Drop a fit's pinned blocks."""
@@ -133,23 +138,56 @@ class Threads(Inline):
         """This process, with n slots."""
         return [Worker("", self.n, 0)]
 
-    def _get(self, graph: Graph) -> Any:
-        readers = ThreadPoolExecutor(3 * self.n, thread_name_prefix="daskdml")
-        with readers as pool, tasks.compute_slots(self.n):
-            return dask.threaded.get(graph.tasks, graph.wanted, pool=pool)
+    def _get(self, graph: Graph, callbacks: Callbacks) -> Any:
+        with (
+            THREAD_SLOTS.fit(self.n) as join,
+            ThreadPoolExecutor(3 * self.n, thread_name_prefix="daskdml", initializer=join) as pool,
+        ):
+            return dask.threaded.get(graph.tasks, graph.wanted, pool=pool, callbacks=callbacks)
 
 
-class _Listener(dask.callbacks.Callback):
+class _Listener:
     """Tells of each block that a scheduler of this process has finished."""
 
     def __init__(self, told: Told) -> None:
-        super().__init__(posttask=self._posttask)
         self._told = told
 
-    def _posttask(self, key: Any, value: Any, dsk: Any, state: Any, worker_id: Any) -> None:
+    def __call__(self, key: Any, value: Any, dsk: Any, state: Any, worker_id: Any) -> None:
         is_block = isinstance(value, tasks.Part) and len(value.records) == 1
         if is_block and isinstance(key, tuple) and not key[0].endswith(("-sum", "-state")):
             self._told(value.records[0])
+
+
+class _Ears:
+    """Those who listen to a client's workers: a client can subscribe to a topic only once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of: weakref.WeakKeyDictionary[Any, list[Told]] = weakref.WeakKeyDictionary()
+
+    @contextmanager
+    def listening(self, client: Any, told: Told) -> Iterator[None]:
+        """Have every block's record told, from the client's own thread."""
+        with self._lock:
+            listeners = self._of.setdefault(client, [])
+            listeners.append(told)
+            if len(listeners) == 1:
+                client.subscribe_topic(TOPIC, partial(_tell_all, listeners))
+        try:
+            yield
+        finally:
+            with self._lock:
+                listeners.remove(told)
+                if not listeners:
+                    client.unsubscribe_topic(TOPIC)
+
+
+def _tell_all(listeners: list[Told], event: tuple[float, dict[str, Any]]) -> None:
+    for told in tuple(listeners):
+        told(tasks.BlockRecord(**event[1]))
+
+
+_EARS = _Ears()
 
 
 class Cluster:
@@ -205,7 +243,12 @@ class Cluster:
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the wanted keys; the calling thread hears of finished blocks meanwhile."""
         heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.client.subscribe_topic(TOPIC, lambda event: heard.put(event[1]))
+        with _EARS.listening(self.client, heard.put):
+            return self._run(graph, places, told, heard)
+
+    def _run(
+        self, graph: Graph, places: Sequence[str], told: Told, heard: queue.SimpleQueue[Any]
+    ) -> list[Any]:
         futures = self.client.get(_layers(graph, places), graph.wanted, sync=False)
         finished = threading.Event()
 
@@ -218,13 +261,11 @@ class Cluster:
             while not finished.is_set():
                 record = heard.get()
                 if record is not None:
-                    told(tasks.BlockRecord(**record))
+                    told(record)
             return list(self.client.gather(futures))
         except BaseException:
             self.client.cancel(futures, force=True)
             raise
-        finally:
-            self.client.unsubscribe_topic(TOPIC)
 
     def forget(self, token: str) -> dict[str, int]:
         """Drop a fit's pinned blocks on every worker."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -16,7 +15,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from daskdml.engine.cache import PINNED
-from daskdml.engine.place import leave_slot, slots_of_worker, tell, worker_name
+from daskdml.engine.place import compute_permit, leave_slot, tell, worker_name
 from daskdml.io import buffers
 from daskdml.io.dask_rows import DaskSource
 from daskdml.kernels.block import Block
@@ -120,18 +119,6 @@ class _OneBlasThread:
 
 
 ONE_BLAS_THREAD = _OneBlasThread()
-_slots: threading.Semaphore | None = None
-
-
-@contextmanager
-def compute_slots(n: int) -> Iterator[None]:
-    """Let at most n tasks compute at a time in this process (loads hold no slot)."""
-    global _slots
-    before, _slots = _slots, threading.Semaphore(n)
-    try:
-        yield
-    finally:
-        _slots = before
 
 
 def load(how: Read, index: int, start: int, stop: int, *gate: Any) -> Loaded:
@@ -187,7 +174,7 @@ def first(value: Any, *gate: Any) -> Any:
 def compute(fn: Callable[[Block], Any], loaded: Loaded) -> Part:
     """Result of one block, with the time it took; a `DataError`'s row counts from row 0."""
     leave_slot()  # else a load that has become ready waits for this to end before it may begin
-    with slots_of_worker() or _slots or threading.Lock(), ONE_BLAS_THREAD:
+    with compute_permit(), ONE_BLAS_THREAD:
         began, tick = time.time(), time.perf_counter()
         value = on_rows(fn, loaded.block)
     seconds = time.perf_counter() - tick

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import pytest
 import daskdml.engine.run
 from daskdml import Engine, LogisticRegression, Ridge
 from daskdml.engine.run import Inline, Threads
-from daskdml.events import BlockEnd, Message
+from daskdml.events import BlockEnd, Message, PassStart
 from daskdml.io import write_dataset
 from tests.conftest import workers
 
@@ -69,7 +71,7 @@ class Chaotic(Inline):
         self.random = np.random.default_rng(seed)
         self.repeated = self.lost = 0
 
-    def _get(self, graph):
+    def _get(self, graph, callbacks):
         done, waiting = {}, set(graph.tasks)
         while waiting - set(done):
             ready = [
@@ -119,6 +121,47 @@ def test_processes(n, datasets, expected):
 def test_two_processes(kind, two_workers, datasets, expected):
     """2 worker processes get the same bits."""
     assert fitted(kind, datasets, two_workers) == expected[kind]
+
+
+def at_once(*fits):
+    """Call functions in threads of their own, at the same time; their results."""
+    ready = threading.Barrier(len(fits))
+
+    def begin(fit):
+        ready.wait(30)
+        return fit()
+
+    with ThreadPoolExecutor(len(fits)) as pool:
+        return list(pool.map(begin, fits))
+
+
+@pytest.mark.parametrize("kinds", [("binary", "binary"), ("multinomial", "ridge")])
+def test_two_fits_at_once_on_threads(kinds, datasets, expected):
+    """Two fits at once in one process get the bits that each gets alone, and their own events."""
+    for shared in (None, Engine(Threads(2))):  # engines of their own; one engine that both enter
+        heard = [[], []]
+
+        def fit(i, shared=shared, heard=heard):
+            if shared is None:
+                return fitted(kinds[i], datasets, Threads(2), [heard[i].append])
+            with shared:
+                return fitted(kinds[i], datasets, Threads(2), [heard[i].append])
+
+        assert at_once(lambda: fit(0), lambda: fit(1)) == [expected[kind] for kind in kinds]
+        for events in heard:
+            started = sum(e.n_blocks for e in events if isinstance(e, PassStart))
+            assert started == sum(isinstance(e, BlockEnd) for e in events)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("kinds", [("binary", "binary"), ("multinomial", "lbfgs")])
+def test_two_fits_at_once_on_processes(kinds, two_workers, datasets, expected):
+    """So do two fits at once through one Dask client."""
+
+    def fit(kind):
+        return fitted(kind, datasets, two_workers)
+
+    assert at_once(*(partial(fit, kind) for kind in kinds)) == [expected[kind] for kind in kinds]
 
 
 class At:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 import tracemalloc
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from dask.callbacks import Callback
 
 import daskdml.engine.run
 from daskdml import Engine
@@ -98,6 +101,60 @@ def test_reads_overlap_computing_on_threads(one_chunk_a_group):
         _, totals = data.map_reduce(slow_total, "slow")
     assert _overlaps(events) >= 10
     assert totals.seconds < totals.read + totals.compute
+
+
+def _pass_in_a_thread(n, client, fn, callback):
+    """A pass over n blocks, in a thread of its own that has begun."""
+
+    def run():
+        with Engine(client, callbacks=[callback]).open(Made(4 * n, 4), Needs()) as data:
+            assert data.map_reduce(fn, "pass")[0] == 4 * n * (4 * n - 1)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def test_passes_at_once_share_the_compute_slots(one_chunk_a_group):
+    """Of two passes at once on two slots each, two blocks are computed at a time, to the end."""
+    computing, most, lock = 0, [], threading.Lock()
+
+    def busy(block):
+        nonlocal computing
+        with lock:
+            computing += 1
+            most.append(computing)
+        time.sleep(0.005)
+        with lock:
+            computing -= 1
+        return total(block)
+
+    passes = [_pass_in_a_thread(n, Threads(2), busy, lambda event: None) for n in (20, 60)]
+    for thread in passes:
+        thread.join(60)
+    assert len(most) == 80 and max(most) == 2
+    assert not Callback.active  # what Dask tells of its tasks, everywhere in this process
+
+
+@pytest.mark.cluster
+def test_passes_at_once_are_told_as_they_go(one_chunk_a_group, two_workers):
+    """Two passes at once through one client hear of their blocks before they end, each of its own.
+
+    The shorter one's end takes nothing from the other.
+    """
+    heard = {20: [], 60: []}
+
+    def note(n, event):
+        heard[n].append((time.time(), event))
+
+    passes = [_pass_in_a_thread(n, two_workers, slow_total, partial(note, n)) for n in heard]
+    for thread in passes:
+        thread.join(60)
+    for n, events in heard.items():
+        blocks = [(at, e) for at, e in events if isinstance(e, BlockEnd)]
+        assert len(blocks) == n
+        late = [at - e.stop for at, e in blocks]
+        assert sum(seconds < 0.4 for seconds in late) > 0.8 * n
 
 
 def test_every_block_is_told_once(one_chunk_a_group):
