@@ -80,9 +80,6 @@ class LinearEstimator(BaseEstimator):
         for name, value in attributes.items():
             setattr(self, name, value)
 
-    def _check_fitted(self) -> None:
-        check_is_fitted(self)
-
     def _copy_fitted(self, plain: Any, *names: str) -> Any:
         """Give another estimator this one's coefficients and what belongs to them."""
         check_is_fitted(self)

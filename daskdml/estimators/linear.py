@@ -10,6 +10,7 @@ from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
 
 from daskdml.estimators.base import (
     LinearEstimator,
@@ -221,7 +222,7 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
         """
         from functools import partial
 
-        self._check_fitted()
+        check_is_fitted(self)
         return self._apply(X, partial(decide_labels, classes=self.classes_), storage_options, out)
 
     def to_sklearn(self) -> Any:

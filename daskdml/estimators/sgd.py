@@ -12,6 +12,7 @@ from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call
+from sklearn.utils.validation import check_is_fitted
 
 from daskdml.estimators.base import ScoreMixin, class_factors, decide_labels, one_or_many
 from daskdml.estimators.sgd_base import SGDEstimator
@@ -234,7 +235,7 @@ default="optimal"
 
     def predict(self, X: Any, *, storage_options: Any = None, out: Any = None) -> Any:
         """Predicted labels; see `LogisticRegression.predict`."""
-        self._check_fitted()
+        check_is_fitted(self)
         return self._apply(X, partial(decide_labels, classes=self.classes_), storage_options, out)
 
     def _has_probabilities(self) -> bool:
