@@ -196,16 +196,16 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class FitEnd:
-    """A fit ended.
+    """A fit ended, or failed; every `FitStart` is followed by one.
 
     Parameters
     ----------
     label : str
         Name of the fit, as in its `FitStart`.
     reason : str
-        Why it ended, as a clause: "the certified gap is below tol".
+        Why it ended, as a clause: "the certified gap is below tol", or "broken off by ValueError".
     seconds : float
-        Wall clock of the fit.
+        Wall clock since `fit` was called.
     certificate : Certificate or None
         How far the solution is from the optimum, where the fit can tell.
 

@@ -65,8 +65,7 @@ class ProgressBar:
     def _show(self, event: Event, sink: _Sink) -> None:
         match event:
             case PassStart():
-                under_way = self._passes.setdefault((event.label, event.index), _Pass(event))
-                under_way.n_blocks += event.n_blocks
+                under_way = self._passes[event.label, event.index] = _Pass(event)
                 self._live(under_way, sink)
             case BlockEnd():
                 known = self._passes.get((event.label, event.index))
@@ -80,10 +79,10 @@ class ProgressBar:
             case Message():
                 sink.line(event.text)
             case FitStart():
-                self._passes.clear()  # what a fit that broke off left behind
                 for line in _fit_start_lines(event):
                     sink.line(line)
             case FitEnd():
+                self._passes.clear()
                 sink.line(_fit_end_text(event))
                 sink.close()
                 self._sink = None
@@ -97,16 +96,15 @@ class ProgressBar:
 
 @dataclass
 class _Pass:
-    """A pass under way; it may start in several parts, which add up."""
+    """A pass under way."""
 
     start: PassStart
     since: float = field(default_factory=time.monotonic)
-    n_blocks: int = 0
     blocks: int = 0
     nbytes: int = 0
 
     def text(self, now: float, marks: str) -> str:
-        share = min(self.blocks / max(self.n_blocks, 1), 1.0)
+        share = min(self.blocks / max(self.start.n_blocks, 1), 1.0)
         full = round(share * BAR_CELLS)
         seconds = now - self.since
         rate = bytes_text(self.nbytes / max(seconds, 1e-9))

@@ -144,9 +144,7 @@ def stream_rows(
         groups = [Group(a // rows, a, min(a + rows, n)) for a in starts]
         needs = Needs(work=rows * 16 * (1 + sample[0].size))
         with engine.open(source, needs, once=True) as data:
-            label = "predict"
-            _, totals = data.map_reduce(WriteRows(fn, url, options), label, groups, ("X",))
-            data.end_pass(label, totals)
+            data.single_pass(WriteRows(fn, url, options), "predict", groups, ("X",))
     array.attrs["complete"] = True
     return zarr.open_array(open_store(url, options), mode="r")
 

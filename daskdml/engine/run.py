@@ -257,6 +257,22 @@ class Data:
         self.totals = self.totals + totals
         return value, totals
 
+    def single_pass(
+        self,
+        fn: Callable[[Any], Any],
+        label: str,
+        groups: Sequence[Group] | None = None,
+        parts: tuple[str, ...] = tasks.ALL_PARTS,
+    ) -> Any:
+        """`map_reduce` that is no part of a fit: its end is told here, or what broke it off."""
+        try:
+            value, totals = self.map_reduce(fn, label, groups, parts)
+        except BaseException as error:
+            self.engine.tell(Message(f"{label}: broken off by {type(error).__name__}"))
+            raise
+        self.end_pass(label, totals)
+        return value
+
     def leave_out(self, totals: PassTotals) -> None:
         """Do not count the rows of a pass that read no rows of X."""
         self.totals = replace(self.totals, rows=self.totals.rows - totals.rows)

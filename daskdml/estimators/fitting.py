@@ -12,12 +12,18 @@ from sklearn.exceptions import ConvergenceWarning
 from daskdml.diagnostics.history import History
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Data, Engine
-from daskdml.events import FitStart
 from daskdml.io.sources import AnySource
 from daskdml.kernels.linear import Coordinates
 from daskdml.kernels.losses import Loss, Multinomial
 from daskdml.kernels.targets import LabelSummary, Targets
-from daskdml.solvers.base import Problem, Run, Solution, minimise, warn_unless_converged
+from daskdml.solvers.base import (
+    Problem,
+    Run,
+    Solution,
+    minimise,
+    running,
+    warn_unless_converged,
+)
 from daskdml.solvers.certificates import TINY
 from daskdml.solvers.choice import choose_solver
 from daskdml.solvers.local_sgd import LocalSGD, Replicas
@@ -38,6 +44,8 @@ class Task:
     solver : {"auto", "newton", "lbfgs", "sgd"}
     tol, max_iter : float, int
     fit_intercept : bool
+    began : float
+        When `fit` was called, by ``time.perf_counter()``.
     start : callable or None
         `Problem` -> parameters (K, d + 1) in its coordinates, for a warm start.
     replicas : Replicas or None
@@ -51,6 +59,7 @@ class Task:
     tol: float
     max_iter: int
     fit_intercept: bool
+    began: float
     start: Callable[[Problem], np.ndarray] | None = None
     replicas: Replicas | None = None
 
@@ -68,13 +77,7 @@ class Fitted:
 def fit_linear(source: AnySource, task: Task) -> Fitted:
     """Plan, scan the targets, find coordinates, minimise."""
     engine = Engine.current()
-    with engine.open(source, Needs()) as data:
-        engine.tell(
-            FitStart(
-                task.label, data.plan, source.n_rows, source.n_features, data.runner.dashboard_link
-            )
-        )
-        run = Run(data, task.label)
+    with engine.open(source, Needs()) as data, running(data, task.label, task.began) as run:
         found = scan_targets(data, task.classification, task.label)
         loss, targets, l2 = task.describe(found)
         d = source.n_features

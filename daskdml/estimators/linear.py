@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -155,6 +156,7 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
         MemoryError
             If the memory promise is too small; states the smallest that would do.
         """
+        began = time.perf_counter()
         source = self._source(X, y, sample_weight, storage_options)
         from daskdml.estimators.fitting import Task, fit_linear
 
@@ -168,7 +170,7 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
         warm = self._start if self.warm_start and hasattr(self, "coef_") else None
         task = Task(
             "logistic", True, describe, self.solver, self.tol, self.max_iter,
-            self.fit_intercept, warm, self._replicas() if self.solver == "sgd" else None,
+            self.fit_intercept, began, warm, self._replicas() if self.solver == "sgd" else None,
         )  # fmt: skip
         fitted = fit_linear(source, task)
         self.__dict__.pop("n_replicas_", None)
@@ -247,6 +249,7 @@ class _LeastSquares(ScoreMixin, RegressorMixin, LinearEstimator):
     tol: float
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, storage_options: Any, alpha: float) -> Any:
+        began = time.perf_counter()
         source = self._source(X, y, sample_weight, storage_options)
         from daskdml.estimators.fitting import Task, fit_linear
 
@@ -255,7 +258,7 @@ class _LeastSquares(ScoreMixin, RegressorMixin, LinearEstimator):
 
         task = Task(
             type(self).__name__.lower(), False, describe, "auto",
-            self.tol, 20, self.fit_intercept,
+            self.tol, 20, self.fit_intercept, began,
         )  # fmt: skip
         fitted = fit_linear(source, task)
         self.coef_ = fitted.coef[0]

@@ -387,8 +387,8 @@ peak_memory_, n_features_in_, feature_names_in_
         kind = shaped.get(self.loss)
         return LOSSES[self.loss] if kind is None else kind(float(self.epsilon))
 
-    def _run(self, source: AnySource, start: Any, **options: Any) -> SGDFitted:
-        fitted = super()._run(source, start, **options)
+    def _run(self, source: AnySource, start: Any, began: float, **options: Any) -> SGDFitted:
+        fitted = super()._run(source, start, began, **options)
         self.coef_ = fitted.coef[0]
         return fitted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -80,6 +81,7 @@ class SGDEstimator(LinearEstimator):
     def _fit(
         self, X: Any, y: Any, coef_init: Any, intercept_init: Any, sample_weight: Any, options: Any
     ) -> Any:
+        began = time.perf_counter()
         self._config()
         source = self._source(X, y, sample_weight, options)
         if self.warm_start and hasattr(self, "coef_"):
@@ -96,6 +98,7 @@ class SGDEstimator(LinearEstimator):
         fitted = self._run(
             source,
             start,
+            began,
             max_iter=self.max_iter,
             held_share=self.validation_fraction if self.early_stopping else None,
             certify=self.certify,
@@ -111,23 +114,25 @@ class SGDEstimator(LinearEstimator):
         return self
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, options: Any) -> Any:
+        began = time.perf_counter()
         if self.early_stopping:
             raise ValueError("early_stopping should be False with partial_fit")
         goes_on = hasattr(self, "coef_")
         source = self._source(X, y, sample_weight, options, reset=not goes_on)
         self._epochs = getattr(self, "_epochs", 0)
         first = self._state if goes_on else None
-        self._run(source, lambda config: None, max_iter=1, first=first, first_epoch=self._epochs)
+        epoch = {"max_iter": 1, "first": first, "first_epoch": self._epochs}
+        self._run(source, lambda config: None, began, **epoch)
         self._epochs += 1
         return self
 
-    def _run(self, source: AnySource, start: Any, **options: Any) -> SGDFitted:
+    def _run(self, source: AnySource, start: Any, began: float, **options: Any) -> SGDFitted:
         from daskdml.estimators.sgd_fitting import SGDTask, fit_sgd
 
         scan = is_classifier(self) and "first_epoch" not in options
         task = SGDTask(
             type(self).__name__.lower(), scan, self._describe, self.n_replicas,
-            self._options() | options, start,
+            self._options() | options, began, start,
         )  # fmt: skip
         fitted = fit_sgd(source, task)
         self.__dict__.pop("certificate_", None)

@@ -11,12 +11,11 @@ import numpy as np
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Data, Engine
 from daskdml.estimators.fitting import run_attributes
-from daskdml.events import FitStart
 from daskdml.io.sources import AnySource
 from daskdml.kernels.linear import Coordinates
 from daskdml.kernels.sgd import SGDConfig, SGDState
 from daskdml.kernels.targets import LabelSummary, Targets
-from daskdml.solvers.base import Problem, Run, Solution, minimise
+from daskdml.solvers.base import Problem, Solution, minimise, running
 from daskdml.solvers.problems import scan_targets
 from daskdml.solvers.sgd import SGD
 
@@ -37,6 +36,8 @@ class SGDTask:
         None takes as many as there are compute slots, and groups of rows.
     options : dict
         Further parameters of `SGD`.
+    began : float
+        When `fit` was called, by ``time.perf_counter()``.
     start : callable
         Config -> parameters (K, d + 1) to start from, or None.
     """
@@ -46,6 +47,7 @@ class SGDTask:
     describe: Callable[[LabelSummary | None], tuple[SGDConfig, Targets]]
     n_replicas: int | None
     options: dict[str, Any]
+    began: float
     start: Callable[[SGDConfig], np.ndarray | None]
 
 
@@ -66,8 +68,10 @@ def fit_sgd(source: AnySource, task: SGDTask) -> SGDFitted:
     options = task.options
     again = options.get("certify") or options.get("held_share")
     once = options.get("max_iter") == 1 and not again
-    with engine.open(source, Needs(), once) as data:
-        engine.tell(FitStart(task.label, data.plan, source.n_rows, d, data.runner.dashboard_link))
+    with (
+        engine.open(source, Needs(), once) as data,
+        running(data, task.label, task.began) as run,
+    ):
         found = scan_targets(data, True, task.label) if task.scan else None
         config, targets = task.describe(found)
         n_replicas = task.n_replicas or _replicas(data)
@@ -77,7 +81,6 @@ def fit_sgd(source: AnySource, task: SGDTask) -> SGDFitted:
             Coordinates.identity(d),
         )  # fmt: skip
         data.require(solver.needs(problem, data))
-        run = Run(data, task.label)
         never = -1.0  # SGD stops by a criterion of its own
         solution = minimise(problem, solver, run, never, solver.max_iter, task.start(config))
     attributes = run_attributes(run, data, solution)

@@ -38,8 +38,7 @@ def score(source: AnySource, rows: Rows, classification: bool) -> float:
     if not source.has_y:
         raise ValueError(f"{source.name} has no targets to score against; pass y")
     with Engine.current().open(source, Needs(work=SCRATCH), once=True) as data:
-        found, totals = data.map_reduce(ScoreOf(rows, classification), "score")
-        data.end_pass("score", totals)
+        found = data.single_pass(ScoreOf(rows, classification), "score")
     return float(found.score)
 
 

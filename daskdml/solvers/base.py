@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Data, PassTotals
-from daskdml.events import FitEnd
+from daskdml.events import FitEnd, FitStart
 from daskdml.kernels.block import Block
 from daskdml.kernels.linear import Coordinates, LinearPass, LinearStats
 from daskdml.kernels.losses import Loss, Multinomial
@@ -163,6 +164,7 @@ class Run:
     label: str
     began: float = field(default_factory=time.perf_counter)
     history: list[Record] = field(default_factory=list)
+    solution: Solution | None = None
 
     def note(self, report: Report) -> None:
         """Add a report to the history and tell the callbacks."""
@@ -175,6 +177,33 @@ class Run:
         )  # fmt: skip
         self.history.append(record)
         self.data.end_pass(report.label, t, report.objective, gap, relative)
+
+
+@contextmanager
+def running(data: Data, label: str, began: float) -> Iterator[Run]:
+    """A fit, told of when it starts, and when it ends or fails.
+
+    Parameters
+    ----------
+    data : Data
+    label : str
+        Name of the fit.
+    began : float
+        When the user called `fit`, by ``time.perf_counter()``.
+    """
+    tell, source = data.engine.tell, data.source
+    link = data.runner.dashboard_link
+    tell(FitStart(label, data.plan, source.n_rows, source.n_features, link))
+    run = Run(data, label, began)
+    try:
+        yield run
+    except BaseException as error:
+        reason = f"broken off by {type(error).__name__}"
+        tell(FitEnd(label, reason, time.perf_counter() - began, None))
+        raise
+    assert run.solution is not None
+    found = run.solution
+    tell(FitEnd(label, found.reason, time.perf_counter() - began, found.certificate))
 
 
 @dataclass(frozen=True)
@@ -246,9 +275,8 @@ def minimise(
             reason, converged = report.reason, report.converged
             break
     assert best is not None
-    seconds = time.perf_counter() - run.began
-    run.data.engine.tell(FitEnd(run.label, reason, seconds, best.certificate))
-    return Solution(best.solution, best.certificate, reason, converged, n_iter, state)
+    run.solution = Solution(best.solution, best.certificate, reason, converged, n_iter, state)
+    return run.solution
 
 
 def _better(a: Report, b: Report) -> Report:

@@ -14,7 +14,7 @@ class Record:
     label : str
         What it was.
     seconds : float
-        Since the fit began, at the end of the pass.
+        Since `fit` was called, at the end of the pass: checks and planning count.
     nbytes : int
         Encoded bytes read since the fit began.
     passes : float

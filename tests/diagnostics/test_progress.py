@@ -128,15 +128,15 @@ def test_a_fit_after_one_that_broke_off_starts_on_a_new_line():
     assert (second, end) == ("second: 10 rows x 2 features", "")
 
 
-def test_a_pass_in_parts_is_one_pass():
-    """Parts that start under the same number add up to one lasting line."""
+def test_a_pass_that_begins_again_counts_anew():
+    """What a pass that broke off had visited is no part of the next one of its name."""
     stream = io.StringIO()
     bar = ProgressBar(stream)
     for _ in range(2):
-        bar(PassStart("sgd", 0, 1, 8000))
-        bar(BlockEnd("sgd", 0, 1, 8000, "a", 0.0, 1.0, 0.1, 0.1, 0.1))
-    bar(PassEnd("sgd", 0, 2.0, None, None, None, 500, 0, 0, 0, 0, 0))
-    assert stream.getvalue() == "sgd, pass 1: 16 kB of rows in 2.00 s (8 kB/s), 500 B read\n"
+        bar(PassStart("score", 0, 1, 8000))
+        bar(BlockEnd("score", 0, 1, 8000, "a", 0.0, 1.0, 0.1, 0.1, 0.1))
+    bar(PassEnd("score", 0, 2.0, None, None, None, 500, 0, 0, 0, 0, 0))
+    assert stream.getvalue() == "score, pass 1: 8 kB of rows in 2.00 s (4 kB/s), 500 B read\n"
 
 
 def test_blocks_are_counted_from_many_threads():
