@@ -5,6 +5,9 @@ A runner is one small protocol; nothing above this file knows which one it has.
 
 from __future__ import annotations
 
+import atexit
+import gc
+import multiprocessing
 import os
 import queue
 import threading
@@ -88,6 +91,11 @@ def make_ready() -> int:
     from daskdml.kernels.linear import Coordinates, LinearPass, moments
     from daskdml.kernels.losses import Logistic
 
+    if multiprocessing.parent_process() is not None:  # a worker, which its nanny ends
+        # The last collection of garbage takes most of a second with all that LLVM and SciPy hold,
+        # and a nanny that waits too long kills.
+        atexit.unregister(gc.freeze)
+        atexit.register(gc.freeze)
     X, theta = np.zeros((1, 1), np.float32), np.zeros((1, 2))
     moments(Block(X, None, None))
     at = LinearPass(Logistic(), Coordinates.identity(1), theta, theta, (0.0,), np.float32)

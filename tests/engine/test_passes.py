@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import threading
 import time
 import tracemalloc
@@ -155,6 +156,19 @@ def test_passes_at_once_are_told_as_they_go(one_chunk_a_group, two_workers):
         assert len(blocks) == n
         late = [at - e.stop for at, e in blocks]
         assert sum(seconds < 0.4 for seconds in late) > 0.8 * n
+
+
+@pytest.mark.cluster
+def test_workers_end_at_once():
+    """The end of a worker that has worked for us takes it little time, so its nanny kills none."""
+    with workers(1) as client:
+        with Engine(client).open(Made(64, 4), Needs()) as data:
+            data.map_reduce(total, "sum")
+        (worked,) = client.run(time.process_time).values()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert worked < seconds < worked + 0.4
 
 
 def test_every_block_is_told_once(one_chunk_a_group):
