@@ -19,10 +19,13 @@ class Needs:
         Scratch of one block's computation.
     part : int
         One block's result.
+    row : int
+        Scratch for each row of the block that is computed on.
     """
 
     work: int = 0
     part: int = 0
+    row: int = 0
 
 
 @dataclass(frozen=True)

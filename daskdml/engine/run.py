@@ -216,7 +216,7 @@ class Data:
             encoded=self.source.scratch_nbytes if held else 0,
             threads=max(w.threads for w in workers),
             prefetch=1 if held else 0,
-            needs=replace(needs, work=needs.work + rows * ROW_SCRATCH),
+            needs=replace(needs, work=needs.work + rows * (ROW_SCRATCH + needs.row)),
         )
         return fit_plan(plan)
 

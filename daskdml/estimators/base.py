@@ -14,8 +14,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from daskdml.io.dataset import Dataset
 from daskdml.io.sources import AnySource, as_source
-from daskdml.kernels.linear import scores
-from daskdml.kernels.targets import LabelSummary, check_rows
+from daskdml.kernels.predict import Predict, decide_labels, one_or_many
+from daskdml.kernels.targets import LabelSummary
 
 
 def is_out_of_core(X: Any) -> bool:
@@ -103,7 +103,7 @@ class LinearEstimator(BaseEstimator):
     ) -> Any:
         """``decide(scores)`` of the rows of X, of X's kind; streamed to a Zarr array with `out`."""
         check_is_fitted(self)
-        rows = _RowsTo(*self._matrices(), decide)
+        rows = Predict(*self._matrices(), decide)
         if not is_out_of_core(X):
             X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32], order="C")
             if out is None:
@@ -168,38 +168,7 @@ class ScoreMixin:
         decide = (
             partial(decide_labels, classes=self.classes_) if is_classifier(self) else one_or_many
         )
-        return score(source, _RowsTo(*self._matrices(), decide), is_classifier(self))
-
-
-def one_or_many(z: np.ndarray) -> np.ndarray:
-    """Scores (n, 1) as (n,), others as they are."""
-    return z[:, 0] if z.shape[1] == 1 else z
-
-
-def decide_labels(z: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Labels of the largest scores (n, K), or of the sign of one score (n, 1)."""
-    index = (z[:, 0] > 0).astype(np.intp) if z.shape[1] == 1 else z.argmax(axis=1)
-    return np.asarray(classes[index])
-
-
-class _RowsTo:
-    """Rows -> predictions; a picklable function of one block that needs no estimator."""
-
-    __name__ = "predict"  # of the tasks, on the dashboard
-
-    def __init__(self, coef: np.ndarray, intercept: np.ndarray, decide: Callable[..., Any]) -> None:
-        self.coef, self.intercept, self.decide = coef, np.array(intercept), decide
-
-    def __dask_tokenize__(self) -> Any:
-        how = self.decide
-        name, extra = getattr(how, "func", how).__name__, getattr(how, "keywords", {})
-        return name, self.coef, self.intercept, sorted(extra.items())
-
-    def __call__(self, X: np.ndarray) -> np.ndarray:
-        z = scores(np.ascontiguousarray(X), self.coef, self.intercept)
-        if not np.isfinite(z).all():
-            check_rows(X)
-        return np.asarray(self.decide(z))
+        return score(source, Predict(*self._matrices(), decide), is_classifier(self))
 
 
 def class_factors(

@@ -7,20 +7,14 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from daskdml.estimators.base import (
-    LinearEstimator,
-    ScoreMixin,
-    class_factors,
-    decide_labels,
-    one_or_many,
-)
+from daskdml.estimators.base import LinearEstimator, ScoreMixin, class_factors
 from daskdml.kernels.losses import Logistic, Multinomial, Squared
+from daskdml.kernels.predict import decide_labels, one_or_many, probabilities
 from daskdml.kernels.targets import LabelSummary, Targets
 
 if TYPE_CHECKING:
@@ -201,7 +195,7 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
 
     def predict_proba(self, X: Any, *, storage_options: Any = None, out: Any = None) -> Any:
         """Probabilities of the classes, (n, n_classes); see `predict`."""
-        return self._apply(X, _probabilities, storage_options, out)
+        return self._apply(X, probabilities, storage_options, out)
 
     def predict_log_proba(self, X: Any) -> Any:
         """Logarithms of the probabilities, (n, n_classes)."""
@@ -233,13 +227,6 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
 
         plain = Plain(C=self.C, fit_intercept=self.fit_intercept, class_weight=self.class_weight)
         return self._copy_fitted(plain, "classes_")
-
-
-def _probabilities(z: np.ndarray) -> np.ndarray:
-    if z.shape[1] == 1:
-        p = expit(z[:, 0])
-        return np.column_stack([1 - p, p])
-    return np.asarray(softmax(z, axis=1))
 
 
 class _LeastSquares(ScoreMixin, RegressorMixin, LinearEstimator):

@@ -7,14 +7,13 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from scipy.special import expit
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call
 from sklearn.utils.validation import check_is_fitted
 
-from daskdml.estimators.base import ScoreMixin, class_factors, decide_labels, one_or_many
+from daskdml.estimators.base import ScoreMixin, class_factors
 from daskdml.estimators.sgd_base import SGDEstimator
 from daskdml.kernels.losses import (
     LOSSES,
@@ -22,6 +21,12 @@ from daskdml.kernels.losses import (
     Huber,
     Loss,
     SquaredEpsilonInsensitive,
+)
+from daskdml.kernels.predict import (
+    clipped_shares,
+    decide_labels,
+    logistic_shares,
+    one_or_many,
 )
 from daskdml.kernels.sgd import SGDConfig
 from daskdml.kernels.targets import LabelSummary, Targets
@@ -269,23 +274,7 @@ default="optimal"
         return self._plain(Plain, "classes_")
 
 
-def _shares(p: np.ndarray) -> np.ndarray:
-    """One problem's probabilities (n, 1), or several's (n, K), as shares of the classes."""
-    if p.shape[1] == 1:
-        return np.column_stack([1.0 - p[:, 0], p[:, 0]])
-    total = p.sum(axis=1, keepdims=True)
-    return np.where(total > 0, p / np.where(total > 0, total, 1.0), 1.0 / p.shape[1])
-
-
-def _logistic_shares(z: np.ndarray) -> np.ndarray:
-    return _shares(expit(z))
-
-
-def _clipped_shares(z: np.ndarray) -> np.ndarray:
-    return _shares((np.clip(z, -1.0, 1.0) + 1.0) / 2.0)
-
-
-_PROBABILITIES = {"log_loss": _logistic_shares, "modified_huber": _clipped_shares}
+_PROBABILITIES = {"log_loss": logistic_shares, "modified_huber": clipped_shares}
 
 
 class SGDRegressor(ScoreMixin, RegressorMixin, SGDEstimator):

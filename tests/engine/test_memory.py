@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from daskdml import Engine, LogisticRegression
+from daskdml import Engine, LogisticRegression, SGDClassifier
 from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
 from daskdml.engine.run import Threads
 from daskdml.io import write_dataset
+from tests.conftest import workers
 from tests.engine.sources import Made
 
 MB = 2**20
@@ -73,6 +74,25 @@ def test_the_plan_counts_the_slots():
     """A plan is for the process with most threads."""
     one, four = (Engine(Threads(n)).open(Made(1000, 10), Needs()).plan for n in (1, 4))
     assert (one.threads, four.threads) == (1, 4)
+
+
+@pytest.mark.cluster
+def test_workers_never_load_scikit_learn(tmp_path):
+    """A fit, scores and predictions leave workers without scikit-learn, for which no plan has room.
+
+    Both kinds of predictions: streamed, and as a lazy Dask array.
+    """
+    X = np.random.default_rng(0).standard_normal((1000, 5))
+    labels = np.where(X[:, 0] > 0, "yes", "no")
+    ds = write_dataset(tmp_path / "a.zarr", X, labels, chunks=100)
+    with workers(1) as client, Engine(client):
+        for model in (LogisticRegression(), SGDClassifier(loss="log_loss", max_iter=1, tol=None)):
+            model.fit(ds)
+            assert model.score(ds) > 0.9
+            model.predict(ds, out=str(tmp_path / f"{type(model).__name__}.zarr"))
+            client.compute(model.predict_proba(ds)).result()
+        loaded = client.run(lambda: {name.partition(".")[0] for name in sys.modules})
+    assert not set.union(*loaded.values()) & {"sklearn", "pandas", "matplotlib"}
 
 
 CAP = 650_000_000  # of data mappings: beside resident memory, stacks and arenas not yet used
