@@ -89,6 +89,12 @@ def daskdml_logistic(
         "read": float(history.read.sum()), "decode": float(history.decode.sum()),
         "compute": float(history.compute.sum()), "wait": float(history.wait.sum()),
         "transfer": float(history.transfer.sum()), **_solution(clf),
+        # When each point that a pass gave f of was known: at the end of the record before.
+        "visits": [
+            (found, f)
+            for found, f in zip([0.0, *history.seconds], history.objective, strict=False)
+            if f == f
+        ],
     }  # fmt: skip
 
 

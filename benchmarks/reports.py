@@ -58,7 +58,10 @@ def second_order(work: Workload, folder: Path, runs: int) -> list[Row]:
         read = median_run(runs, "bare_read", path=path, threads=threads)
         add(f"bare Zarr read, {threads} thread(s)", _plain(read))
     best = _best(path)
-    add("daskdml, 1 GB for 2 workers", _ours(path, best, runs, "500MB"))
+    streamed = _ours(path, best, runs, "500MB")
+    add("daskdml, 1 GB for 2 workers", streamed)
+    near = min(seconds for seconds, f in streamed["visits"] if f / best - 1 <= 1e-3)
+    add("the same fit, until a gap of 1e-3", {**streamed, "seconds": near, "spread": (near, near)})
     add("daskdml, 4 GB for 2 workers", _ours(path, best, runs, "2GB"))
     if work.classes == 2:
         tenth = median_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -43,3 +44,12 @@ class Block:
     def nbytes(self) -> int:
         """Bytes the block's arrays hold."""
         return sum(a.nbytes for a in (self.X, self.y, self.sample_weight) if a is not None)
+
+
+@lru_cache(maxsize=4)
+def unit_weights(n: int) -> np.ndarray:
+    """Ones (n,), float64, shared by all blocks of n rows: to be read, not written to.
+
+    Fresh memory for each block would cost more than the ones themselves.
+    """
+    return np.ones(n)

@@ -18,6 +18,7 @@ import numpy as np
 
 from daskdml.kernels.linear import Coordinates, standard_rows
 from daskdml.kernels.losses import Loss, Multinomial
+from daskdml.kernels.products import SLAB, apart, curved_product, even
 
 RESIDUAL = 0.03  # relative, at which the solution is good enough to precondition
 ITERATIONS = 40
@@ -70,28 +71,33 @@ class LocalNewton:
 
     def __call__(self, X: np.ndarray, y: np.ndarray, s: np.ndarray) -> Solutions:
         """Solution of a block with rows X (n, d), encoded targets y (n,) and weights s (n,)."""
-        T = standard_rows(X, self.coordinates)
+        n, K = X.shape[0], self.theta.shape[0]
+        padded = standard_rows(X, self.coordinates, multiple=SLAB)
+        T = padded[:n]
         z = (T @ self.theta.T.astype(T.dtype)).astype(np.float64)
         weight = max(float(s.sum()), np.finfo(np.float64).tiny)
+        share = s / weight
         if isinstance(self.loss, Multinomial):
             p = self.loss.probabilities(z)
-            share, spread = s / weight, p * (1.0 - p)
+            spread = p * (1.0 - p)
         else:
-            p = None
-            share, spread = s / weight, self.loss.curvature(y, z[:, 0])[:, None]
+            p = spread = self.loss.curvature(y, z[:, 0])[:, None]
         curved = (spread * share[:, None]).T
         diagonal = self.penalty + _weighted_squares(T, curved)
         floor = 1e-9 * float(diagonal.max(initial=1e-300))
         damping = np.where(self.penalty > 0, 0.0, floor)  # where H may have no curvature at all
 
+        shape = (SLAB, even(K))
+        Z, A, G = (
+            apart(shape, T.dtype),
+            apart(shape, T.dtype),
+            apart((even(K), T.shape[1]), T.dtype),
+        )
+        W, HV = apart(G.shape, T.dtype), np.empty((K, T.shape[1]))
+
         def product(V: np.ndarray) -> np.ndarray:
-            U = (T @ V.T.astype(T.dtype)).astype(np.float64)
-            if p is None:
-                U *= curved.T
-            else:
-                U -= np.einsum("ij,ij->i", p, U)[:, None]
-                U *= p * share[:, None]
-            HV = (U.T.astype(T.dtype) @ T).astype(np.float64)
+            W[:K] = V
+            curved_product(padded, p, share, W, Z, A, G, HV)
             return (HV + (self.penalty + damping) * V) * self.free
 
         return Solutions(1, conjugate_gradients(product, self.rhs * self.free, diagonal + floor))

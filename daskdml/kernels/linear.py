@@ -17,7 +17,8 @@ import numpy as np
 from numba import njit
 
 from daskdml.kernels.block import Block
-from daskdml.kernels.losses import Loss, Multinomial, curvature, slope, value
+from daskdml.kernels.losses import Loss, Multinomial, curvature, value, value_and_slope
+from daskdml.kernels.products import SLAB, apart, even, softmax_rows
 
 SLAB_ROWS = 1024
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -178,18 +179,6 @@ def _scores_and_norm2(X, center, inverse, w, b, z):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
-def _largest_norm2(T):  # type: ignore[no-untyped-def]
-    """Largest squared norm of a row, in float64."""
-    largest = 0.0
-    for i in range(T.shape[0]):
-        q = 0.0
-        for j in range(T.shape[1]):
-            q += np.float64(T[i, j]) ** 2
-        largest = max(largest, q)
-    return largest
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST)
 def _add_rows(X, center, c, rows, g):  # type: ignore[no-untyped-def]
     """g += sum over i in rows of c[i] * (x[i] - center); returns the sum of those c."""
     n, d = rows.shape[0], X.shape[1]
@@ -227,8 +216,7 @@ def _slopes(code, param, y, z, s, c, rows, sums):  # type: ignore[no-untyped-def
     n = z.shape[0]
     rise, fall = 0, n
     for i in range(n):
-        loss = value(code, param, y[i], z[i])
-        a = slope(code, param, y[i], z[i])
+        loss, a = value_and_slope(code, param, y[i], z[i])
         dual = s[i] * (a * z[i] - loss)
         c[i] = s[i] * a
         sums[0] += s[i]
@@ -302,8 +290,10 @@ def moments(block: Block) -> Moments:
     return Moments(float(n), shift + total / n, np.maximum(square - total**2 / n, 0.0))
 
 
-def standard_rows(X: np.ndarray, coordinates: Coordinates) -> np.ndarray:
+def standard_rows(X: np.ndarray, coordinates: Coordinates, multiple: int = 1) -> np.ndarray:
     """``((x - center) / scale, 1)`` of every row of X (n, d): shape (n, d + 1), X's dtype.
+
+    Rows of zeros make their number a multiple of `multiple`.
 
     Examples
     --------
@@ -311,7 +301,9 @@ def standard_rows(X: np.ndarray, coordinates: Coordinates) -> np.ndarray:
     >>> standard_rows(np.array([[3.0]]), Coordinates(np.array([1.0]), np.array([2.0])))
     array([[1., 1.]])
     """
-    out = np.empty((X.shape[0], X.shape[1] + 1), X.dtype)
+    n, d = X.shape
+    out = np.empty((n + -n % multiple, d + 1), X.dtype)
+    out[n:] = 0
     _standard_rows(X, coordinates.center, 1.0 / coordinates.scale, out)
     return out
 
@@ -422,41 +414,53 @@ class LinearPass:
         P = K * (d + 1)
         # Beside a Hessian, float64 scores and gradients cost nothing, and certificates need them.
         dtype = X.dtype if self.hessian_dtype is None else np.dtype(np.float64)
-        T = np.empty((SLAB_ROWS, d + 1), dtype)
-        theta = np.ascontiguousarray(self.theta.T, dtype)
-        along = None if self.direction is None else np.ascontiguousarray(self.direction.T, dtype)
-        gradient, line = np.zeros((K, d + 1)), np.zeros(len(self.steps))
-        hessian = None if self.hessian_dtype is None else np.zeros((K, d + 1, K, d + 1))
-        wide = None if hessian is None else np.empty((SLAB_ROWS, K, d + 1), self.hessian_dtype)
-        total, absolute, largest, in_hessian = 0.0, 0.0, 0.0, 0.0
-        for slab, start in enumerate(range(0, X.shape[0], SLAB_ROWS)):
-            Xs, ys, ss = (a[start : start + SLAB_ROWS] for a in (X, y, s))
-            m = Xs.shape[0]
-            _standard_rows(Xs, center, inverse, T)
-            z = (T[:m] @ theta).astype(np.float64)
-            total += float(ss @ loss.value(ys, z))
-            a = loss.slope(ys, z) * ss[:, None]
-            absolute += float(np.abs(a).sum())
-            gradient += a.T.astype(dtype) @ T[:m]
-            largest = max(largest, _largest_norm2(T[:m]))
-            if along is not None and self.steps:
-                dz = (T[:m] @ along).astype(np.float64)
-                for k, t in enumerate(self.steps):
-                    line[k] += float(ss @ loss.value(ys, z + t * dz))
-            if hessian is not None and wide is not None and slab % self.hessian_every == 0:
-                in_hessian += float(ss.sum())
-                p = loss.probabilities(z)
-                np.multiply((np.sqrt(ss)[:, None] * p)[:, :, None], T[:m, None, :], out=wide[:m])
-                flat = wide[:m].reshape(m, P)
-                product = (flat.T @ flat).reshape(K, d + 1, K, d + 1)
-                for k in range(K):  # p (1 - p), not p - p^2, which cancels where p is near 1
-                    r = np.sqrt(ss * p[:, k] * (1.0 - p[:, k]))[:, None] * T[:m]
-                    r = r.astype(self.hessian_dtype, copy=False)
-                    product[k, :, k, :] = -(r.T @ r)
-                hessian -= product
+        shape = (SLAB, even(K))
+        T, G = apart((SLAB, d + 1), dtype), apart((even(K), d + 1), dtype)
+        Z, A = apart(shape, dtype), apart(shape, dtype)
+        gradient, line, sums = np.zeros((K, d + 1)), np.zeros(len(self.steps)), np.zeros(2)
+        theta = _padded(self.theta, dtype)
+        along = theta if self.direction is None else _padded(self.direction, dtype)
+        steps = np.array(self.steps)
+        largest = softmax_rows(
+            X, y, s, center, inverse, theta, along, steps, T, Z, A, G, gradient, line, sums
+        )
+        hessian, in_hessian = None, 0.0
+        if self.hessian_dtype is not None:
+            hessian, in_hessian = self._softmax_hessian(loss, X, s)
         zero = np.zeros(P)
-        norm2 = largest * (1 + 4 * float(np.finfo(dtype).eps))
         return LinearStats(
-            float(X.shape[0]), float(s.sum()), total, absolute, gradient.ravel(), zero, 0.0, 0.0,
-            0.0, 0.0, norm2, line, None if hessian is None else hessian.reshape(P, P), in_hessian,
+            float(X.shape[0]), float(s.sum()), sums[0], sums[1], gradient.ravel(), zero, 0.0, 0.0,
+            0.0, 0.0, largest, line, hessian, in_hessian,
         )  # fmt: skip
+
+    def _softmax_hessian(
+        self, loss: Multinomial, X: np.ndarray, s: np.ndarray
+    ) -> tuple[np.ndarray, float]:
+        """Sum of weight * Hessian over some slabs, shape (P, P), and those rows' weight."""
+        center, inverse = self.coordinates.center, 1.0 / self.coordinates.scale
+        d, K = X.shape[1], self.theta.shape[0]
+        P = K * (d + 1)
+        hessian, weight = np.zeros((K, d + 1, K, d + 1)), 0.0
+        T, wide = np.empty((SLAB_ROWS, d + 1)), np.empty((SLAB_ROWS, K, d + 1), self.hessian_dtype)
+        for start in range(0, X.shape[0], SLAB_ROWS * self.hessian_every):
+            Xs, ss = X[start : start + SLAB_ROWS], s[start : start + SLAB_ROWS]
+            m = Xs.shape[0]
+            weight += float(ss.sum())
+            _standard_rows(Xs, center, inverse, T)
+            p = loss.probabilities(T[:m] @ self.theta.T)
+            np.multiply((np.sqrt(ss)[:, None] * p)[:, :, None], T[:m, None, :], out=wide[:m])
+            flat = wide[:m].reshape(m, P)
+            product = (flat.T @ flat).reshape(K, d + 1, K, d + 1)
+            for k in range(K):  # p (1 - p), not p - p^2, which cancels where p is near 1
+                r = np.sqrt(ss * p[:, k] * (1.0 - p[:, k]))[:, None] * T[:m]
+                r = r.astype(self.hessian_dtype, copy=False)
+                product[k, :, k, :] = -(r.T @ r)
+            hessian -= product
+        return hessian.reshape(P, P), weight
+
+
+def _padded(theta: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Parameters (K, d + 1) in a dtype, with an output of zeros where K is odd."""
+    padded = apart((even(len(theta)), theta.shape[1]), dtype)
+    padded[: len(theta)] = theta
+    return padded

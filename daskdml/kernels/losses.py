@@ -36,52 +36,48 @@ def _log1p(e: float) -> float:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def value(code: int, param: float, y: float, z: float) -> float:
-    """Loss of the prediction `z` for the target `y`; compiled scalar function."""
+def value_and_slope(code: int, param: float, y: float, z: float) -> tuple[float, float]:
+    """Loss of the prediction `z` for the target `y`, and its derivative in `z`.
+
+    A subgradient at a kink; compiled scalar function.
+    """
     if code == LOGISTIC:
         m = y * z
-        return max(-m, 0.0) + _log1p(math.exp(-abs(m)))
+        e = math.exp(-abs(m))
+        return max(-m, 0.0) + _log1p(e), -y * (e if m > 0.0 else 1.0) / (1.0 + e)
     if code == SQUARED:
-        return 0.5 * (z - y) * (z - y)
+        return 0.5 * (z - y) * (z - y), z - y
     if code == HINGE:
-        return max(param - y * z, 0.0)
+        return max(param - y * z, 0.0), -y if y * z <= param else 0.0
     if code == SQUARED_HINGE:
         short = max(1.0 - y * z, 0.0)
-        return short * short
+        return short * short, -2.0 * y * short
     if code == MODIFIED_HUBER:
         m = y * z
+        if m < -1.0:
+            return -4.0 * m, -4.0 * y
         short = max(1.0 - m, 0.0)
-        return -4.0 * m if m < -1.0 else short * short
-    r = abs(z - y)
+        return short * short, -2.0 * y * short
+    r = z - y
+    within = min(max(r, -param), param)
     if code == HUBER:
-        return 0.5 * r * r if r <= param else param * (r - 0.5 * param)
-    over = max(r - param, 0.0)
-    return over if code == EPSILON_INSENSITIVE else over * over
+        return within * (r - 0.5 * within), within
+    over = r - within
+    if code == EPSILON_INSENSITIVE:
+        return abs(over), 0.0 if over == 0.0 else math.copysign(1.0, over)
+    return over * over, 2.0 * over
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def value(code: int, param: float, y: float, z: float) -> float:
+    """Loss of the prediction `z` for the target `y`; compiled scalar function."""
+    return value_and_slope(code, param, y, z)[0]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def slope(code: int, param: float, y: float, z: float) -> float:
     """Derivative of `value` in `z` (a subgradient at a kink); compiled scalar function."""
-    if code == LOGISTIC:
-        m = y * z
-        e = math.exp(-abs(m))
-        return -y * (e if m > 0.0 else 1.0) / (1.0 + e)
-    if code == SQUARED:
-        return z - y
-    if code == HINGE:
-        return -y if y * z <= param else 0.0
-    if code == SQUARED_HINGE:
-        return -2.0 * y * max(1.0 - y * z, 0.0)
-    if code == MODIFIED_HUBER:
-        m = y * z
-        return -4.0 * y if m < -1.0 else -2.0 * y * max(1.0 - m, 0.0)
-    r = z - y
-    if code == HUBER:
-        return min(max(r, -param), param)
-    over = r - min(max(r, -param), param)
-    if code == EPSILON_INSENSITIVE:
-        return 0.0 if over == 0.0 else math.copysign(1.0, over)
-    return 2.0 * over
+    return value_and_slope(code, param, y, z)[1]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

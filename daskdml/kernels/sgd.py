@@ -344,7 +344,7 @@ def sgd_block(
         )
     order, weight = visits(n, order, sample_weight)
     work = _open(state, config)
-    rows = (X, np.asarray(y, np.float64), weight, order)
+    rows = (X, y if y.dtype == np.int8 else np.asarray(y, np.float64), weight, order)
     t = sweep(_rule(config), work, *rows, float(state.t))
     if not (np.isfinite(work.v).all() and np.isfinite(work.scalars).all()):
         raise ValueError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from daskdml.kernels.block import Block
+from daskdml.kernels.block import Block, unit_weights
 
 
 class DataError(ValueError):
@@ -52,7 +52,7 @@ class LabelSummary:
 def row_weights(block: Block, n: int) -> np.ndarray:
     """The block's weights, shape (n,), float64; raises `DataError` on NaN, inf or negatives."""
     if block.sample_weight is None:
-        return np.ones(n)
+        return unit_weights(n)
     s = np.asarray(block.sample_weight, dtype=np.float64)
     bad = ~(np.isfinite(s) & (s >= 0))
     if bad.any():
@@ -112,33 +112,42 @@ class Targets:
     >>> import numpy as np
     >>> t = Targets(np.array(["no", "yes"]))
     >>> t.prepare(Block(np.zeros((2, 1)), np.array(["yes", "no"]), None))[0]
-    array([ 1., -1.])
+    array([ 1, -1], dtype=int8)
     """
 
     classes: np.ndarray | None = None
     class_weight: np.ndarray | None = None
 
     def prepare(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """Encoded targets (n,) and weights (n,) float64 of a block."""
+        """Targets (n,) and float64 weights (n,) of a block.
+
+        Targets are -1 and 1 in int8, class indices in int64, or float64 numbers.
+        """
         assert block.y is not None
         s = row_weights(block, block.n_rows)
         if self.classes is None:
             _check_finite(block.y)
             return np.asarray(block.y, dtype=np.float64), s
         index = self.index(block.y)
-        if self.class_weight is not None:
-            s = s * self.class_weight[index]
-        return (index if len(self.classes) > 2 else 2.0 * index - 1.0), s
+        codes = index if len(self.classes) > 2 else 2 * index - 1
+        return codes, s if self.class_weight is None else s * self.class_weight[index]
 
     def index(self, y: np.ndarray) -> np.ndarray:
-        """Index of each label in `classes`, shape (n,), int64; unknown labels raise `DataError`."""
+        """Index of each label in `classes`, shape (n,): int8 for two classes, else int64.
+
+        Unknown labels raise `DataError`.
+        """
         assert self.classes is not None
-        at = np.minimum(np.searchsorted(self.classes, y), len(self.classes) - 1)
-        unknown = self.classes[at] != y
+        if len(self.classes) == 2:
+            at = (y == self.classes[1]).view(np.int8)
+            unknown = (y != self.classes[0]) & (at == 0)
+        else:
+            at = np.minimum(np.searchsorted(self.classes, y), len(self.classes) - 1)
+            unknown = self.classes[at] != y
         if np.any(unknown):
             row = int(np.argmax(unknown))
             raise DataError(f"y contains the label {y[row]!r}, which is not among the classes", row)
-        return at.astype(np.int64)
+        return at
 
 
 def check_rows(X: np.ndarray) -> None:

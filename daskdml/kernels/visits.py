@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from daskdml.kernels.block import unit_weights
+
 
 def visits(
     n: int, order: np.ndarray | None, sample_weight: np.ndarray | None
@@ -23,7 +25,7 @@ def visits(
     order = np.arange(n) if order is None else np.ascontiguousarray(order, dtype=np.int64)
     if order.size and not (order.min() >= 0 and order.max() < n):
         raise ValueError(f"order visits rows outside 0..{n - 1}; pass row numbers of this block.")
-    weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    weight = unit_weights(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
     if weight.shape != (n,):
         raise ValueError(
             f"sample_weight has shape {weight.shape}, but the block has {n} rows; pass "
