@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 FAN_IN = 16  # children of a node of the reduction tree
 _SLACK = 16 * 2**20  # interpreter, allocator and messages, beside what is counted
 _THREAD = 8 * 2**20  # stacks and arenas of a compute slot and of those who read for it
+LEFT_BEHIND = _SLACK + _THREAD  # of these two, what may stay in a process for the next fit
 
 
 @dataclass(frozen=True)

@@ -192,13 +192,21 @@ class Data:
         """Rows of the source."""
         return self.source.n_rows
 
-    def require(self, needs: Needs) -> None:
-        """Plan again for what a solver holds; raises MemoryError where it is too much."""
+    def require(self, needs: Needs, rehearse: Callable[[], None] | None = None) -> None:
+        """Plan for what a solver holds; raises MemoryError where it is too much.
+
+        Parameters
+        ----------
+        needs : Needs
+        rehearse : callable or None
+            Runs the solver's kernels once, in every process, so that compiling them comes before
+            the plan and not on top of it. Must be picklable.
+        """
+        self.baseline = max(self.baseline, self.runner.resident(rehearse))
         self.plan = self._plan(needs)
 
     def _plan(self, needs: Needs) -> MemoryPlan:
         workers = self.runner.workers()
-        baseline = self.baseline = self.baseline or self.runner.resident()
         limits = [w.limit for w in workers if w.limit]
         promise = self.engine.memory_limit
         if limits:
@@ -206,12 +214,12 @@ class Data:
             promise = share if promise is None else min(promise, share)
         if promise is None:
             promise = int(_SHARE_OF_MACHINE * psutil.virtual_memory().available)
-            promise += baseline
+            promise += self.baseline
         held = not self.source.in_memory
         rows = max(g.rows for g in self.groups)
         plan = MemoryPlan(
             limit=promise,
-            baseline=baseline,
+            baseline=self.baseline,
             block=rows * self.source.row_nbytes if held else 0,
             encoded=self.source.scratch_nbytes if held else 0,
             threads=max(w.threads for w in workers),

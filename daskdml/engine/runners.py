@@ -6,6 +6,7 @@ A runner is one small protocol; nothing above this file knows which one it has.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -30,6 +31,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from daskdml.engine import tasks
 from daskdml.engine.cache import PINNED
 from daskdml.engine.graphs import Graph
+from daskdml.engine.memory import LEFT_BEHIND
 from daskdml.engine.place import THREAD_SLOTS, TOPIC
 from daskdml.io import buffers
 from daskdml.kernels.block import Block
@@ -54,7 +56,10 @@ class Worker:
     limit: int
 
 
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+
 Told = Callable[[tasks.BlockRecord], None]
+Rehearse = Callable[[], None] | None
 Callbacks = Sequence[tuple[Any, ...]]  # as Dask's schedulers take them
 
 
@@ -68,8 +73,11 @@ class Runner(Protocol):
     def workers(self) -> list[Worker]:
         """The processes there are now."""
 
-    def resident(self) -> int:
-        """Resident bytes of the fullest process, with all imported that tasks need."""
+    def resident(self, rehearse: Rehearse = None) -> int:
+        """Resident bytes of the fullest process, with all loaded that tasks need.
+
+        `rehearse` runs what a fit computes with, where tasks will.
+        """
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the graph's wanted keys; `places[lane]` is the worker a lane should run on."""
@@ -78,29 +86,73 @@ class Runner(Protocol):
         """Drop a fit's pinned blocks everywhere; gives each process's peak resident bytes."""
 
 
-def make_ready() -> int:
-    """Load all that tasks need; gives the resident bytes of this process then.
+class _Baseline:
+    """What this process holds when no fit does: its resident bytes, measured between fits.
+
+    A fit leaves threads behind, and memory with the allocator that it does not give back: the next
+    fit uses both again, and its plan has room for them. So a little more than was first measured
+    is that, and not counted twice; else a fit at the limit could not be repeated.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def measure(self, load: Callable[[], None]) -> int:
+        """Resident bytes of this process after `load`, all of whose growth counts."""
+        before = _resident_bytes()
+        load()
+        now = _resident_bytes()
+        known = self._bytes + max(0, now - before)
+        self._bytes = known if known <= now <= known + LEFT_BEHIND else now
+        return self._bytes
+
+
+_BASELINE = _Baseline()
+
+
+def _resident_bytes() -> int:
+    give_back()
+    return int(psutil.Process().memory_info().rss)
+
+
+def give_back() -> None:
+    """Return free memory to the operating system, where the C library can."""
+    buffers.trim()
+    if _malloc_trim is not None:
+        _malloc_trim(0)
+
+
+def make_ready(rehearse: Rehearse = None) -> int:
+    """Load all that tasks need, and rehearse; gives the resident bytes of this process then."""
+    if multiprocessing.parent_process() is not None:  # a worker, which its nanny ends
+        # The last collection of garbage takes most of a second with all that LLVM and SciPy hold,
+        # and a nanny that waits too long kills.
+        atexit.unregister(gc.freeze)
+        atexit.register(gc.freeze)
+    return _BASELINE.measure(partial(_load_all, rehearse))
+
+
+def _load_all(rehearse: Rehearse) -> None:
+    """Import what tasks import, and run what they run, on nothing.
 
     The first compiled kernel brings in LLVM's code generator, some 45 MB that a promise must count.
     Where the kernels are not in Numba's cache yet, they are compiled here rather than in the fit.
     """
     import scipy.linalg  # noqa: F401
+    import zarr
 
     import daskdml.io.dataset
     import daskdml.kernels.sgd  # noqa: F401
     from daskdml.kernels.linear import Coordinates, LinearPass, moments
     from daskdml.kernels.losses import Logistic
 
-    if multiprocessing.parent_process() is not None:  # a worker, which its nanny ends
-        # The last collection of garbage takes most of a second with all that LLVM and SciPy hold,
-        # and a nanny that waits too long kills.
-        atexit.unregister(gc.freeze)
-        atexit.register(gc.freeze)
     X, theta = np.zeros((1, 1), np.float32), np.zeros((1, 2))
+    np.asarray(zarr.create_array({}, data=X)[:])  # its threads and its codecs
     moments(Block(X, None, None))
     at = LinearPass(Logistic(), Coordinates.identity(1), theta, theta, (0.0,), np.float32)
     at(X, np.ones(1), np.ones(1))
-    return int(psutil.Process().memory_info().rss)
+    if rehearse is not None:
+        rehearse()
 
 
 class Inline:
@@ -112,9 +164,9 @@ class Inline:
         """This process, with one slot."""
         return [Worker("", 1, 0)]
 
-    def resident(self) -> int:
+    def resident(self, rehearse: Rehearse = None) -> int:
         """Resident bytes of this process."""
-        return make_ready()
+        return make_ready(rehearse)
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the wanted keys."""
@@ -243,10 +295,10 @@ class Cluster:
             for address, facts in sorted(known.items())
         ]
 
-    def resident(self) -> int:
-        """Resident bytes of the fullest worker, with all imported that tasks need."""
-        make_ready()  # workers of this machine find in the cache what this process compiled
-        return max(self.client.run(make_ready, on_error="ignore").values(), default=0)
+    def resident(self, rehearse: Rehearse = None) -> int:
+        """Resident bytes of the fullest worker, with all loaded that tasks need."""
+        make_ready(rehearse)  # workers of this machine find in the cache what is compiled here
+        return max(self.client.run(make_ready, rehearse, on_error="ignore").values(), default=0)
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the wanted keys; the calling thread hears of finished blocks meanwhile."""
@@ -283,7 +335,7 @@ class Cluster:
 def forget_blocks(token: str) -> int:
     """Forget a fit's pinned blocks and free buffers; gives this process's peak resident bytes."""
     PINNED.drop(token)
-    buffers.trim()
+    give_back()
     return peak_bytes()
 
 

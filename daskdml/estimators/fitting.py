@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ from daskdml.solvers.base import (
 from daskdml.solvers.certificates import TINY
 from daskdml.solvers.choice import choose_solver
 from daskdml.solvers.local_sgd import LocalSGD, Replicas
+from daskdml.solvers.newton import Newton
 from daskdml.solvers.problems import find_coordinates, sample_groups, scan_targets
+from daskdml.solvers.rehearsal import rehearse_linear
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,9 @@ def fit_linear(source: AnySource, task: Task) -> Fitted:
         solver = choose_solver(name, problem, sample, data.groups, source.dtype.itemsize)
         if task.replicas is not None:
             solver = LocalSGD(solver, task.replicas, task.tol, task.max_iter)
-        data.require(solver.needs(problem, data))
+        newton = isinstance(solver, Newton)
+        rehearse = partial(rehearse_linear, problem, source.dtype, newton)
+        data.require(solver.needs(problem, data), rehearse)
         coordinates = find_coordinates(
             data, sample or data.groups[:1], task.fit_intercept, task.label
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from daskdml.kernels.sgd import SGDConfig, SGDState
 from daskdml.kernels.targets import LabelSummary, Targets
 from daskdml.solvers.base import Problem, Solution, minimise, running
 from daskdml.solvers.problems import scan_targets
+from daskdml.solvers.rehearsal import rehearse_sgd
 from daskdml.solvers.sgd import SGD
 
 
@@ -80,7 +82,8 @@ def fit_sgd(source: AnySource, task: SGDTask) -> SGDFitted:
             config.loss, targets, config.decay, d, config.n_models, config.fit_intercept,
             Coordinates.identity(d),
         )  # fmt: skip
-        data.require(solver.needs(problem, data))
+        rehearse = partial(rehearse_sgd, config, targets, source.dtype)
+        data.require(solver.needs(problem, data), rehearse)
         never = -1.0  # SGD stops by a criterion of its own
         solution = minimise(problem, solver, run, never, solver.max_iter, task.start(config))
     attributes = run_attributes(run, data, solution)

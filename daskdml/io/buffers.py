@@ -6,7 +6,10 @@ memory, as much as a fast codec needs. So the memory of a dead array goes to the
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
+import os
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -23,6 +26,19 @@ SLACK = 1.25
 """A request may be served by a buffer up to this many times as large."""
 
 _ALIGN = 64
+
+
+def _fresh(nbytes: int) -> np.ndarray:
+    """Bytes of a mapping of their own, which the system has back as soon as they are dropped.
+
+    The C library would keep freed memory of this size for itself, up to 64 MB for each thread.
+    """
+    if os.name != "posix":
+        return np.empty(nbytes, np.uint8)
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(AttributeError, OSError):  # where the kernel has huge pages
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.uint8)
 
 
 class _Lease:
@@ -123,7 +139,7 @@ class BufferPool:
             ]
             if fits:
                 return self._free.pop(min(fits)[1])
-        return np.empty(nbytes, np.uint8)
+        return _fresh(nbytes)
 
     def _give_back(self, raw: np.ndarray) -> None:
         self._returned.append(raw)

@@ -95,6 +95,75 @@ def test_workers_never_load_scikit_learn(tmp_path):
     assert not set.union(*loaded.values()) & {"sklearn", "pandas", "matplotlib"}
 
 
+def fit_within(smallest, fit):
+    """Fit within the smallest limit that refusals lead to, raised from `smallest` MB; in MB."""
+    while True:
+        try:
+            fit(smallest)
+        except MemoryError as refused:
+            smallest = int(str(refused).partition("raise memory_limit to ")[2].partition("MB")[0])
+        else:
+            return smallest
+
+
+@pytest.mark.cluster
+def test_what_was_fitted_once_can_be_used_and_fitted_again(tmp_path):
+    """In the same workers and within the same promise, which scores and predictions keep, too."""
+    X = np.random.default_rng(0).standard_normal((200_000, 50), dtype=np.float32)
+    ds = write_dataset(tmp_path / "a.zarr", X, (X[:, 0] > 0).astype(int), chunks=40_000)
+    with workers(2) as client:
+
+        def fit(limit):
+            with Engine(client, memory_limit=f"{limit}MB"):
+                return LogisticRegression(tol=1e-6).fit(ds)
+
+        limit = fit_within(100, fit) + 8
+        for i in range(4):
+            model = fit(limit)
+            with Engine(client, memory_limit=f"{limit}MB"):
+                assert model.score(ds) > 0.9
+                model.predict(ds, out=str(tmp_path / f"{i}.zarr"))
+        assert max(fit(limit).peak_memory_.values()) <= limit * 1_000_000
+
+
+COLD = """
+import sys
+from daskdml import Engine, LogisticRegression, SGDClassifier
+from tests.conftest import workers
+from tests.engine.test_memory import fit_within
+
+def main():
+    kinds = {{"rows": SGDClassifier(max_iter=2, tol=None), "sgd": LogisticRegression(solver="sgd")}}
+    model = kinds[{kind!r}]
+    with workers(1) as client:
+        def fit(limit):
+            with Engine(client, memory_limit=f"{{limit}}MB"):
+                model.fit({url!r})
+        fit_within(100, fit)
+    peak = max(model.peak_memory_.values())
+    assert peak <= model.plan_.limit, (peak, model.plan_)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize("kind", ["rows", "sgd"])
+def test_compiling_breaks_no_promise(kind, tmp_path):
+    """Where Numba's cache is empty, kernels are compiled before the plan, not on top of it."""
+    X = np.random.default_rng(0).standard_normal((100_000, 50), dtype=np.float32)
+    url = str(write_dataset(tmp_path / "a.zarr", X, (X[:, 0] > 0).astype(int), chunks=20_000).url)
+    script = tmp_path / "cold.py"
+    script.write_text(COLD.format(kind=kind, url=url))
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=180, check=False,
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": os.getcwd()},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 CAP = 650_000_000  # of data mappings: beside resident memory, stacks and arenas not yet used
 FIT = """
 import json, resource, sys
