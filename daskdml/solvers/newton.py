@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,9 +22,18 @@ ROWS_PER_PARAMETER = 10_000  # of a Hessian: its error is then about a per cent
 
 @dataclass(frozen=True)
 class NewtonState(Searched):
-    """A point, the step that led to it and the dtype in which products of rows are taken."""
+    """A point, the step that led to it, and how Hessians are taken.
+
+    Parameters
+    ----------
+    dtype : type
+        Of the products of rows.
+    whole : bool
+        Whether over all rows, since those over a part of them were no good.
+    """
 
     dtype: type = np.float64
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Newton:
         if isinstance(problem.loss, Squared):
             dtype = np.float64  # one exact pass is worth more than two fast ones
         if theta is not None:
-            return NewtonState(_centred(problem, theta), dtype=dtype)
+            return NewtonState(centred(problem, theta), dtype=dtype)
         if not self.sample:
             return NewtonState(problem.zeros(), dtype=dtype)
         label = f"{run.label}-sample"
@@ -63,7 +72,7 @@ class Newton:
         run.note(Report(label, totals, None, None, problem.zeros()))
         if found.singular:
             dtype = np.float64
-        guess = _centred(problem, found.total / max(found.n, 1))
+        guess = centred(problem, found.total / max(found.n, 1))
         # A sample may mislead (rows sorted by class): the first pass also looks back to 0.
         return NewtonState(guess, guess, dtype=dtype)
 
@@ -73,7 +82,7 @@ class Newton:
         enough = ROWS_PER_PARAMETER * len(problem.free)
         at = LinearPass(
             problem.loss, problem.coordinates, state.theta, state.direction, state.steps,
-            state.dtype, 1 if quadratic else max(1, run.data.n_rows // enough),
+            state.dtype, 1 if quadratic or state.whole else max(1, run.data.n_rows // enough),
         )  # fmt: skip
         label = f"{run.label}-newton"
         # Two passes are the rule after a sample; fresh memory for blocks costs as much as a read.
@@ -83,6 +92,7 @@ class Newton:
         shorter = shorten(problem, state, stats, f)
         if shorter is not None:
             proven = proven_bound(problem, stats, f, state.theta, np.inf)
+            shorter = replace(shorter, whole=state.whole or bool(np.isfinite(state.f_before)))
             return shorter, Report(label, totals, f, proven, state.theta)
         return _advance(problem, state, stats, f, label, totals)
 
@@ -157,7 +167,7 @@ def _advance(
     model = newton_model(problem, stats, state.theta, f, state.dtype)
     direction = problem.zeros()
     direction.flat[problem.free] = model.step()
-    direction = _centred(problem, direction)  # round-off drifts along what only adds penalty
+    direction = centred(problem, direction)  # round-off drifts along what only adds penalty
     idle = _idle(stats)
     direction.flat[idle] = np.where(problem.penalty > 0, -state.theta, 0.0).flat[idle]
     after = state.theta + direction
@@ -174,13 +184,14 @@ def _advance(
         certificate = Certificate(f, 0.5 * gap2, certificates.ESTIMATE, False)
     else:
         solution, certificate = state.theta, proven
-    dtype, reason = state.dtype, None
+    dtype, reason = state.dtype, nowhere(problem, stats)
     if model.singular and dtype is not np.float64:
         dtype = np.float64  # float32 products cannot tell this Hessian from a singular one
     elif state.f_before - f <= 1e-15 * abs(f) and gap2 <= 1e-15 * abs(f):
         reason = "round-off hides any further decrease"
     searched = None if np.isfinite(at_next) else after - state.theta
-    next_state = NewtonState(after, searched, f, -gap2, dtype)
+    whole = state.whole or state.crawls(gap2)
+    next_state = NewtonState(after, searched, f, -gap2, dtype, whole)
     return next_state, Report(label, totals, f, certificate, solution, reason)
 
 
@@ -190,7 +201,22 @@ def _idle(stats: LinearStats) -> np.ndarray:
     return (np.diag(stats.hessian) == 0) & (stats.rising == 0) & (stats.falling == 0)
 
 
-def _centred(problem: Problem, theta: np.ndarray) -> np.ndarray:
+def nowhere(problem: Problem, stats: LinearStats) -> str | None:
+    """Why to stop where no optimum is, else None.
+
+    Rows of equal weight whose losses sum to less than log 2 are all on the right side.
+    """
+    if problem.l2 > 0 or not problem.loss.is_classification:
+        return None
+    if stats.loss * stats.n >= np.log(2.0) * stats.weight:
+        return None
+    return (
+        "the classes look separable, so that without a penalty f falls to 0 for ever and no finite "
+        "coefficients are best: set a finite C"
+    )
+
+
+def centred(problem: Problem, theta: np.ndarray) -> np.ndarray:
     """Parameters of mean zero over the classes: the same probabilities, at less penalty."""
     return theta - theta.mean(axis=0) if isinstance(problem.loss, Multinomial) else theta
 
@@ -201,10 +227,8 @@ def _quadratic(problem: Problem, model: Model, state: NewtonState, f: float) -> 
     f is flat where the model leaves out, the last step did what its model had said, and little is
     left to gain; a loss that tends to 0 does as said and always has as much left again.
     """
-    predicted = -0.5 * state.slope
-    as_said = abs(state.f_before - f - predicted) <= 0.2 * predicted
     little = model.decrement2() <= 0.1 * f
-    return model.flat and (isinstance(problem.loss, Squared) or (as_said and little))
+    return model.flat and (isinstance(problem.loss, Squared) or (state.as_said(f) and little))
 
 
 def newton_model(

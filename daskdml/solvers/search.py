@@ -13,6 +13,8 @@ from daskdml.solvers.base import Problem
 BACKTRACKS = (-0.5, -0.75, -0.9, -0.97, -0.99, -0.999, -1.0)  # from the full step back to none
 FROM_GUESS = (-0.5, -0.9, -1.0)
 NEAR = 1e-2  # predicted decrease, relative to f, below which a full step hardly ever fails
+SLOW = 0.3  # of the decrease predicted last: a step that leaves more had a bad Hessian
+ROUND_OFF = 1e-14  # of f, relative
 S = TypeVar("S", bound="Searched")
 _SUFFICIENT = 1e-4  # of the predicted decrease (Armijo)
 
@@ -48,6 +50,22 @@ class Searched:
         if not np.isfinite(self.f_before):
             return FROM_GUESS
         return BACKTRACKS if -self.slope > NEAR * abs(self.f_before) else ()
+
+    def as_said(self, f: float) -> bool:
+        """Whether the last step decreased f, now `f`, by what a quadratic model had said."""
+        predicted = -0.5 * self.slope
+        return abs(self.f_before - f - predicted) <= 0.2 * predicted + ROUND_OFF * abs(f)
+
+    def left(self, decrement2: float) -> float:
+        """Squared decrement now, as a part of the one before the last step; infinite at first."""
+        if not np.isfinite(self.f_before):
+            return np.inf
+        return (decrement2 - ROUND_OFF * abs(self.f_before)) / max(-self.slope, 1e-300)
+
+    def crawls(self, decrement2: float) -> bool:
+        """Whether the last step left too much for one so near the optimum: the Hessian is bad."""
+        near = -self.slope <= NEAR * abs(self.f_before)
+        return bool(np.isfinite(self.f_before)) and near and self.left(decrement2) > SLOW
 
 
 def shorten(problem: Problem, state: S, stats: LinearStats, f: float) -> S | None:

@@ -70,6 +70,19 @@ def _exact(X, y, s, l2, kind, fit_intercept=True) -> Exact:
     return Exact(kind, np.asarray(X, "f8"), np.asarray(y, "f8"), s, l2, fit_intercept)
 
 
+def _at_every_pass(X, y, s, C: float, solver: str) -> list[LogisticRegression]:
+    """Give fits that stop after ever more passes, the last of them done."""
+    models = []
+    for max_iter in (1, 2, 3, 5, 40):
+        model = LogisticRegression(C=C, tol=1e-13, max_iter=max_iter, solver=solver)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            models.append(model.fit(X, y, s))
+        if model.n_iter_ < max_iter:
+            break
+    return models
+
+
 @pytest.mark.parametrize("dtype", ["f8", "f4"])
 @pytest.mark.parametrize("kind", ["noisy", "separable", "three"])
 @pytest.mark.parametrize("rows", ROWS)
@@ -81,18 +94,27 @@ def test_logistic_gaps_are_never_below_the_truth(rows, kind, dtype):
         s = np.random.default_rng(2).uniform(0.5, 2, N) if C == 1 else np.ones(N)
         l2 = 0.0 if np.isinf(C) else 1 / (C * s.sum())
         exact = _exact(X, y, s, l2, "multinomial" if kind == "three" else "logistic")
-        models = []
-        for max_iter in (1, 2, 3, 5, 40):
-            model = LogisticRegression(C=C, tol=1e-13, max_iter=max_iter, solver="newton")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                models.append(model.fit(X, y, s))
-            if model.n_iter_ < max_iter:
-                break
+        models = _at_every_pass(X, y, s, C, "lbfgs") + _at_every_pass(X, y, s, C, "newton")
         no_minimum = kind == "separable" and np.isinf(C)
         best = Decimal(0) if no_minimum else exact.optimum(_parameters(models[-1]))
         for model in models:
             _check(model, exact, best)
+
+
+@pytest.mark.parametrize("dtype", ["f8", "f4"])
+@pytest.mark.parametrize("C", [1e-6, 1.0, 1e6, np.inf])
+def test_gaps_of_five_weighted_classes(C, dtype):
+    """The same for five classes of weighted rows."""
+    X = ROWS["condition 1e4"].astype(dtype)
+    z = (X.astype("f8") / X.std(axis=0)) @ np.random.default_rng(6).standard_normal((3, 5))
+    y = (z + np.random.default_rng(7).gumbel(size=z.shape)).argmax(axis=1)
+    y[:5] = np.arange(5)
+    s = np.random.default_rng(8).uniform(0.1, 3, N)
+    exact = _exact(X, y, s, 0.0 if np.isinf(C) else 1 / (C * s.sum()), "multinomial")
+    models = _at_every_pass(X, y, s, C, "lbfgs") + _at_every_pass(X, y, s, C, "newton")
+    best = exact.optimum(_parameters(models[-1]))
+    for model in models:
+        _check(model, exact, best)
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f4"])
@@ -164,20 +186,36 @@ def test_a_fit_that_stops_short_warns_with_its_gap():
     assert f"{model.certificate_.relative:.2g}" in str(caught[0].message)
 
 
+@pytest.mark.parametrize("solver", ["newton", "lbfgs"])
 @pytest.mark.parametrize("dtype", ["f8", "f4"])
 @pytest.mark.parametrize("C", [1e-6, 1.0, 1e6, np.inf])
 @pytest.mark.parametrize("kind", ["noisy", "three"])
 @pytest.mark.parametrize(
     "rows", [name for name in ROWS if name not in ("condition 1e7", "condition 1e10")]
 )
-def test_few_passes_reach_the_tolerance(rows, kind, C, dtype):
+def test_few_passes_reach_the_tolerance(rows, kind, C, dtype, solver):
     """Data that no hyperplane separates is solved to 1e-8 in at most 12 passes, without warning."""
     X = ROWS[rows].astype(dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
-        model = LogisticRegression(C=C, tol=1e-8).fit(X, _targets(kind, X.astype("f8")))
+        model = LogisticRegression(C=C, tol=1e-8, solver=solver)
+        model.fit(X, _targets(kind, X.astype("f8")))
     assert model.certificate_.relative <= 1e-8
     assert model.n_iter_ <= 12
+
+
+@pytest.mark.parametrize("solver", ["newton", "lbfgs"])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_separable_classes_without_a_penalty_end_soon(n_classes, solver):
+    """No coefficients are best: the fit says so once all rows are on the right side."""
+    X = ROWS["plain"]
+    y = np.digitize(X[:, 0], [0.0] if n_classes == 2 else [-0.5, 0.5])
+    X = X * [10.0, 1.0, 1.0] if n_classes == 2 else np.column_stack([X, X[:, 0] ** 2])
+    with pytest.warns(ConvergenceWarning, match="look separable.*set a finite C"):
+        model = LogisticRegression(C=np.inf, tol=1e-6, solver=solver).fit(X, y)
+    assert model.n_iter_ <= (15 if solver == "newton" else 25)
+    assert model.score(X, y) == 1.0
+    assert model.certificate_.rigorous and model.certificate_.relative >= 1
 
 
 def test_exact_targets_converge():

@@ -10,6 +10,7 @@ import pytest
 from sklearn.exceptions import ConvergenceWarning
 
 import daskdml.engine.run
+import daskdml.solvers.newton
 from daskdml import LogisticRegression, Ridge
 from daskdml.io import write_dataset
 
@@ -61,6 +62,24 @@ def test_rows_that_drift(tmp_path):
     X, y = data(2)
     drift = np.geomspace(0.1, 10, len(X))[:, None].astype("f4")
     assert fit(tmp_path / "a.zarr", X * drift, y, tol=1e-9).n_iter_ <= 12
+
+
+@pytest.mark.parametrize("solver", ["newton", "lbfgs"])
+@pytest.mark.parametrize("factors", [(0.1,), (5.0,), (1.0, 0.1)])
+def test_hessians_of_an_unlike_part(factors, solver, tmp_path, monkeypatch):
+    """Where Hessians are of rows unlike the rest, a step that misses brings those of all rows."""
+    monkeypatch.setattr(daskdml.solvers.newton, "ROWS_PER_PARAMETER", 100)
+    rng = np.random.default_rng(0)
+    n, chunk = 120_000, 8000
+    X = rng.standard_normal((n, 6))
+    first = np.arange(n) % chunk < 1024  # of each group: they alone are in a part's Hessian
+    X[first] *= np.resize(factors, 6)
+    y = (X @ rng.standard_normal(6) + rng.logistic(size=n) > 0).astype(int)
+    ds = write_dataset(tmp_path / "a.zarr", X, y, chunks=chunk)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        model = LogisticRegression(solver=solver, tol=1e-8).fit(ds)
+    assert model.n_iter_ <= 7
 
 
 def test_the_history_tells_each_pass(tmp_path):

@@ -1,0 +1,83 @@
+"""L-BFGS: certificates on rows of which only a part is preconditioned by, and its passes."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+
+import daskdml.engine.run
+import daskdml.solvers.lbfgs
+from daskdml import LogisticRegression
+from daskdml.io import write_dataset
+
+
+@pytest.fixture(autouse=True)
+def many_groups(monkeypatch):
+    """Each chunk is a group, so that some of them are a sample."""
+    monkeypatch.setattr(daskdml.engine.run, "GROUP_BYTES", 1)
+
+
+def data(rows, n_classes):
+    """Noisy classes: in features without structure, correlated ones, drifting or sorted rows."""
+    rng, n, d = np.random.default_rng(0), 40_000, 15
+    X = rng.standard_normal((n, d))
+    if rows == "correlated":
+        X = X @ rng.standard_normal((d, d)) * np.geomspace(0.1, 10, d)
+    if rows == "ill-conditioned":
+        X = X * np.geomspace(1, 1e-4, d) @ np.linalg.qr(rng.standard_normal((d, d)))[0]
+    if rows == "drifting":
+        X *= np.geomspace(0.1, 10, n)[:, None]
+    z = 0.5 * (X / X.std(axis=0)) @ rng.standard_normal((d, n_classes))
+    y = (z + rng.gumbel(size=z.shape)).argmax(axis=1)
+    if rows == "sorted":
+        order = np.argsort(y, kind="stable")
+        X, y = X[order], y[order]
+    return X.astype("f4"), y
+
+
+def gap_over_truth(model, best):
+    """Give the certified gap over the true one, where that is more than round-off."""
+    true = model.certificate_.objective - best
+    return model.certificate_.gap / true if true > 1e-13 * best else None
+
+
+@pytest.mark.parametrize("C", [1.0, 1e6])
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("rows", ["plain", "correlated", "ill-conditioned", "drifting", "sorted"])
+def test_certificates_with_hessians_of_a_part(rows, n_classes, C, tmp_path):
+    """A proven gap is at least the truth; an estimate is within a factor of two, at any `tol`."""
+    X, y = data(rows, n_classes)
+    ds = write_dataset(tmp_path / "a.zarr", X, y, chunks=2000)
+    best = LogisticRegression(C=C, solver="newton", tol=1e-14, max_iter=30).fit(ds).certificate_
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        for tol in (1e-1, 1e-2, 1e-4, 1e-6, 1e-8):
+            model = LogisticRegression(C=C, solver="lbfgs", tol=tol).fit(ds)
+            ratio = gap_over_truth(model, best.objective)
+            if model.certificate_.rigorous:
+                assert ratio is None or ratio > 0.999
+            else:
+                assert ratio is None or 0.5 <= ratio <= 2
+    assert model.n_iter_ <= 12
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("rows", ["plain", "correlated"])
+def test_estimates_without_hessians(rows, n_classes, tmp_path, monkeypatch):
+    """With too many parameters for a Hessian, estimates are within two of the truth as well."""
+    monkeypatch.setattr(daskdml.solvers.lbfgs, "DENSE", 0)
+    X, y = data(rows, n_classes)
+    ds = write_dataset(tmp_path / "a.zarr", X, y, chunks=2000)
+    best = LogisticRegression(solver="newton", tol=1e-14, max_iter=30).fit(ds).certificate_
+    for tol in (1e-2, 1e-4, 1e-6):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ConvergenceWarning)
+            model = LogisticRegression(solver="lbfgs", tol=tol).fit(ds)
+        gap, true = model.certificate_.gap, model.certificate_.objective - best.objective
+        rounding = 6e-8 * best.objective if n_classes > 2 else 0.0  # of float32 scores
+        assert not model.certificate_.rigorous
+        assert true / 2 <= gap <= 2 * true + rounding
+        assert model.n_iter_ <= 6
