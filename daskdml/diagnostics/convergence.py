@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol, TypeGuard
 
+from daskdml.units import byte_unit
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
 GAP_COLOR = "#3182bd"
 OBJECTIVE_COLOR = "#e6550d"
 SMALLEST_GAP = 1e-16  # what an exact zero is drawn as on the logarithmic axis
-UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 class Record(Protocol):
@@ -75,7 +76,7 @@ def plot_convergence(
 
         figure = plt.figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex="col", sharey="row", height_ratios=(3, 2))
-    scale, unit = _byte_unit(max((r.nbytes for r in records), default=0))
+    scale, unit = byte_unit(max((r.nbytes for r in records), default=0))
     for column in (0, 1):
         for ax, points, color in (
             (axes[0, column], gaps, GAP_COLOR),
@@ -117,8 +118,3 @@ def _label(axes: list[list[Axes]], unit: str, last: tuple[Record, float] | None)
 def _told(value: float | None) -> TypeGuard[float]:
     """Tell whether a number is there and finite."""
     return value is not None and math.isfinite(value)
-
-
-def _byte_unit(nbytes: int) -> tuple[float, str]:
-    """Return the largest decimal unit that does not exceed `nbytes`, as (bytes, name)."""
-    return next(((size, name) for size, name in UNITS if nbytes >= size), (1.0, "bytes"))

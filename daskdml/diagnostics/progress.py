@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 from uuid import uuid4
 
-from daskdml.diagnostics.units import bytes_text, seconds_text
 from daskdml.events import BlockEnd, Event, FitEnd, FitStart, Message, PassEnd, PassStart
+from daskdml.units import bytes_text, seconds_text
 
 BAR_CELLS = 24
 NOTEBOOK_LINES = 100  # lines shown at once; every update sends all of them

@@ -7,8 +7,8 @@ from collections import defaultdict
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from daskdml.diagnostics.units import bytes_text, seconds_text
 from daskdml.events import BlockEnd, Event
+from daskdml.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from daskdml.units import bytes_text
+
 FAN_IN = 16  # children of a node of the reduction tree
 _SLACK = 16 * 2**20  # interpreter, allocator and messages, beside what is counted
 _THREAD = 8 * 2**20  # stacks and arenas of a compute slot and of those who read for it
@@ -72,13 +74,11 @@ class MemoryPlan:
         return max(0, int((self.limit - self.streaming) / 1.05))
 
     def __str__(self) -> str:
-        from dask.utils import format_bytes  # here, so that a pickled model needs no Dask
-
         return (
-            f"{format_bytes(self.streaming)} of {format_bytes(self.limit)} promised per worker: "
-            f"{format_bytes(self.baseline)} before the fit, "
-            f"{self.threads} x {self.prefetch + 1} blocks of {format_bytes(self.block)}; "
-            f"{format_bytes(self.pinned)} for pinned blocks"
+            f"{bytes_text(self.streaming)} of {bytes_text(self.limit)} promised per worker: "
+            f"{bytes_text(self.baseline)} before the fit, "
+            f"{self.threads} x {self.prefetch + 1} blocks of {bytes_text(self.block)}; "
+            f"{bytes_text(self.pinned)} for pinned blocks"
         )
 
 
@@ -92,26 +92,24 @@ def fit_plan(plan: MemoryPlan) -> MemoryPlan:
 
     Examples
     --------
-    >>> mb = 2**20
+    >>> mb = 10**6
     >>> plan = MemoryPlan(400 * mb, 150 * mb, 40 * mb, 10 * mb, 1, 1, Needs())
     >>> fit_plan(plan).prefetch
     1
     >>> fit_plan(MemoryPlan(200 * mb, 150 * mb, 40 * mb, 10 * mb, 1, 1, Needs()))
     Traceback (most recent call last):
     ...
-    MemoryError: memory_limit=200.00 MiB per worker is too small: ...
+    MemoryError: memory_limit=200 MB per worker is too small: ...
     """
     for prefetch in range(plan.prefetch, -1, -1):
         tried = replace(plan, prefetch=prefetch)
         if tried.streaming <= tried.limit:
             return tried
-    from dask.utils import format_bytes
-
     smallest = replace(plan, prefetch=0)
     raise MemoryError(
-        f"memory_limit={format_bytes(plan.limit)} per worker is too small: this fit needs "
-        f"{format_bytes(smallest.streaming)}, of which {format_bytes(plan.baseline)} are in use "
-        f"before it and {plan.threads} x {format_bytes(plan.block + plan.encoded)} are the blocks "
+        f"memory_limit={bytes_text(plan.limit)} per worker is too small: this fit needs "
+        f"{bytes_text(smallest.streaming)}, of which {bytes_text(plan.baseline)} are in use "
+        f"before it and {plan.threads} x {bytes_text(plan.block + plan.encoded)} are the blocks "
         f"of rows being read; raise memory_limit to {-(-smallest.streaming // 10**6)}MB, write the "
         "data in smaller chunks (daskdml.io.write_dataset(..., chunks=rows)) or as float32, or run "
         "fewer threads per worker"

@@ -16,6 +16,7 @@ from daskdml.io.layout import PARTS, Opened, open_arrays, opened_arrays
 from daskdml.io.store import resolve_url
 from daskdml.io.views import Cut, RowView, Step, row_view
 from daskdml.kernels.block import Block
+from daskdml.units import bytes_text
 
 __all__ = ["Dataset", "open_dataset"]
 
@@ -242,7 +243,7 @@ class Dataset:
         n_chunks = len(self.chunk_bounds) - 1
         return [
             ("X", f"{self.n_rows:,} rows x {self.n_features:,} features, {self.dtype}"),
-            ("bytes", _human(self.nbytes)),
+            ("bytes", bytes_text(self.nbytes)),
             ("chunks", f"{n_chunks:,} of {self.chunks:,} rows"),
             ("with", ", ".join(also) or "X only"),
             ("url", self._url),
@@ -270,14 +271,6 @@ def _read_run(reader: ChunkReader, rows: slice | np.ndarray, out: np.ndarray) ->
     whole, stats = reader.read(first, int(rows[-1]) + 1)
     np.take(whole, rows - first, axis=0, out=out, mode="clip")
     return stats
-
-
-def _human(nbytes: int) -> str:
-    size, units = float(nbytes), ["B", "kB", "MB", "GB", "TB", "PB"]
-    while size >= 999.5 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{size:.3g} {units[0]}"
 
 
 def open_dataset(

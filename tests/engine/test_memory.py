@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from dask.utils import parse_bytes
 
 from daskdml import Engine, LogisticRegression, SGDClassifier
 from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
@@ -37,6 +38,15 @@ def test_the_smallest_limit_is_stated_and_is_enough():
     assert fit_plan(replace(PLAN, limit=stated * 1_000_000)).prefetch == 0
     with pytest.raises(MemoryError):
         fit_plan(replace(PLAN, limit=(stated - 2) * 1_000_000))
+
+
+def test_plans_and_refusals_speak_in_the_units_of_memory_limit():
+    """What is told of a limit is what Dask reads as that limit: decimal units, everywhere."""
+    plan = replace(PLAN, limit=int(parse_bytes("400MB")))
+    assert "400 MB promised" in str(plan) and "iB" not in str(plan)
+    with pytest.raises(MemoryError, match=r"memory_limit=160 MB per worker") as refused:
+        fit_plan(replace(plan, limit=int(parse_bytes("160MB"))))
+    assert "iB" not in str(refused.value)
 
 
 def test_more_of_anything_needs_more():
