@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import DTypeLike
 
+from daskdml.units import bytes_text
+
 __all__ = ["BufferPool", "empty", "free_bytes", "set_limit", "trim"]
 
 SMALLEST = 1 << 20
@@ -35,7 +37,10 @@ def _fresh(nbytes: int) -> np.ndarray:
     """
     if os.name != "posix":
         return np.empty(nbytes, np.uint8)
-    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no memory is left for a buffer of {bytes_text(nbytes)}") from error
     with contextlib.suppress(AttributeError, OSError):  # where the kernel has huge pages
         pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.uint8)

@@ -125,3 +125,9 @@ def test_an_array_may_die_inside_the_pool():
 
 def _leased(pool: BufferPool) -> np.ndarray:
     return np.asarray(buffers._Lease(pool, np.empty(2 * MB, "u1"), MB))
+
+
+def test_no_memory_is_a_memory_error():
+    """More than the machine can map is refused as NumPy refuses it."""
+    with pytest.raises(MemoryError):
+        buffers.empty(1 << 50, "u1")
