@@ -25,7 +25,7 @@ ESTIMATE = (
     "Newton's equations on a sample of the rows, and the rate of progress (Nocedal & Wright 2006, "
     "7.2; Wang et al. 2018)"
 )
-DENSE = 2048  # parameters whose Hessian is formed, over some of the rows
+DENSE = 512  # parameters whose Hessian is formed, over some of the rows
 DENSE_ROWS = 100  # for each parameter: its eigenvalues are then within a fifth or so
 STALLED = 0.9  # of the decrease predicted last: where more is left, nothing is believed
 LITTLE = 0.1  # decrease to come, relative to f, below which quadratic models are believed
@@ -152,7 +152,7 @@ def _estimate(
     squared = isinstance(problem.loss, Squared)
     if model is not None:
         decrement2 = model.decrement2()
-    if not state.as_said(f) or not (squared or decrement2 <= LITTLE * f):
+    if not state.as_said(f, 0.2 if model else 0.5) or not (squared or decrement2 <= LITTLE * f):
         return None
     if model is not None:
         believed = not model.singular or model.flat

@@ -51,10 +51,10 @@ class Searched:
             return FROM_GUESS
         return BACKTRACKS if -self.slope > NEAR * abs(self.f_before) else ()
 
-    def as_said(self, f: float) -> bool:
-        """Whether the last step decreased f, now `f`, by what a quadratic model had said."""
+    def as_said(self, f: float, within: float = 0.2) -> bool:
+        """Whether the last step decreased f, now `f`, by about what a quadratic model had said."""
         predicted = -0.5 * self.slope
-        return abs(self.f_before - f - predicted) <= 0.2 * predicted + ROUND_OFF * abs(f)
+        return abs(self.f_before - f - predicted) <= within * predicted + ROUND_OFF * abs(f)
 
     def left(self, decrement2: float) -> float:
         """Squared decrement now, as a part of the one before the last step; infinite at first."""
