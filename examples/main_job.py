@@ -16,10 +16,11 @@ from pathlib import Path
 import dask.array as da
 import numpy as np
 from dask.distributed import Client, LocalCluster
-from dask.utils import format_bytes, parse_bytes
+from dask.utils import parse_bytes
 
 import daskdml
 from daskdml.io import open_dataset, train_test_split, write_dataset
+from daskdml.units import bytes_text
 
 N_FEATURES = 100
 LEAST_PER_WORKER = 300_000_000  # an interpreter with NumPy, Numba, Zarr and Dask takes 200 MB
@@ -62,7 +63,7 @@ def check_disk(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise SystemExit(
-            f"{folder} has {format_bytes(free)} free and the data needs {format_bytes(size)}; "
+            f"{folder} has {bytes_text(free)} free and the data needs {bytes_text(size)}; "
             "name a smaller --size, or another --out"
         )
 
@@ -70,16 +71,16 @@ def check_disk(folder: Path, size: int) -> None:
 def report(clf: daskdml.LogisticRegression, seconds: float, accuracy: float, rows: int) -> None:
     """Print what was reached, and what it took against what was promised."""
     promise = clf.plan_.limit
-    read = f"{clf.n_passes_:.2f} over the training rows, {format_bytes(clf.bytes_read_)} read"
+    read = f"{clf.n_passes_:.2f} over the training rows, {bytes_text(clf.bytes_read_)} read"
     share = f"{rows / (promise * len(clf.peak_memory_)):.1f} times the memory promised in all"
     print(f"\nTest accuracy:  {accuracy:.4f}")
     print(f"Certificate:    {clf.certificate_}")
     print(f"Passes:         {read}")
     print(f"Fit:            {seconds:.1f} s")
-    print(f"Rows:           {format_bytes(rows)}, {share}")
+    print(f"Rows:           {bytes_text(rows)}, {share}")
     for worker, peak in sorted(clf.peak_memory_.items()):
         kept = "kept" if peak <= promise else "BROKEN"
-        print(f"Peak memory:    {format_bytes(peak)} of {format_bytes(promise)} ({kept}), {worker}")
+        print(f"Peak memory:    {bytes_text(peak)} of {bytes_text(promise)} ({kept}), {worker}")
 
 
 def main() -> None:
@@ -105,7 +106,7 @@ def main() -> None:
     cluster = LocalCluster(n_workers=args.workers, threads_per_worker=1, memory_limit=0)
     with cluster, Client(cluster) as client:
         print(f"Dashboard:      {client.dashboard_link}", flush=True)
-        print(f"Memory promise: {format_bytes(promise)} for each of {args.workers} workers")
+        print(f"Memory promise: {bytes_text(promise)} for each of {args.workers} workers")
 
         began = time.perf_counter()
         bar = daskdml.ProgressBar(sys.stdout)

@@ -14,11 +14,12 @@ import numpy as np
 
 from daskdml.engine.graphs import Group
 from daskdml.kernels.block import Block
+from daskdml.kernels.curvature import LocalNewton
 from daskdml.kernels.linear import Coordinates, LinearPass
 from daskdml.kernels.losses import Squared
 from daskdml.kernels.sgd import SGDConfig, sgd_block
 from daskdml.kernels.targets import Targets
-from daskdml.solvers.base import Problem, StatsOf
+from daskdml.solvers.base import Problem, SolveOf, StatsOf
 from daskdml.solvers.local_sgd import Iterate, Walk
 
 
@@ -28,7 +29,7 @@ def _one_row(targets: Targets, dtype: np.dtype[Any]) -> Block:
 
 
 def rehearse_linear(problem: Problem, dtype: np.dtype[Any], hessian: bool) -> None:
-    """Statistics of a row, with a Hessian or with a step of local SGD.
+    """Statistics of a row, with a Hessian, or with a step of local SGD and Newton's equation.
 
     Parameters
     ----------
@@ -41,12 +42,18 @@ def rehearse_linear(problem: Problem, dtype: np.dtype[Any], hessian: bool) -> No
     """
     small = replace(problem, n_features=1, coordinates=Coordinates.identity(1))
     block, theta = _one_row(problem.targets, dtype), small.zeros()
-    curved = np.dtype(dtype).type if hessian else None
-    at = LinearPass(small.loss, small.coordinates, theta, theta, (0.0,), curved)
-    StatsOf(small.targets, at)(block)
-    if not hessian and not isinstance(small.loss, Squared):
+    for curved in (np.dtype(dtype).type,) if hessian else (None, np.float64):
+        at = LinearPass(small.loss, small.coordinates, theta, theta, (0.0,), curved)
+        StatsOf(small.targets, at)(block)
+    if hessian:
+        return
+    if not isinstance(small.loss, Squared):
         start = Iterate(theta, np.zeros_like(theta), 0.0, 0)
         Walk(small, 0, 0)(start, block, Group(0, 0, 1), 0, 0)
+    solve = LocalNewton(
+        small.loss, small.coordinates, theta, small.penalty, np.ones_like(theta), small.mask
+    )
+    SolveOf(small.targets, solve)(block)
 
 
 def rehearse_sgd(config: SGDConfig, targets: Targets, dtype: np.dtype[Any]) -> None:
