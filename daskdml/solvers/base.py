@@ -280,9 +280,23 @@ def minimise(
 
 
 def _better(a: Report, b: Report) -> Report:
+    """The report of the smaller proven gap, or else of the lower f.
+
+    An estimate of the gap at a point is one of f*, and so of the gap at a lower point, too; but
+    what is left of it after most of it came true would be its error.
+    """
     if a.certificate is None or b.certificate is None:
         return b if a.certificate is None else a
-    return a if a.certificate.gap < b.certificate.gap else b
+    if a.certificate.rigorous and b.certificate.rigorous:
+        return a if a.certificate.gap < b.certificate.gap else b
+    low, high = (b, a) if b.certificate.objective <= a.certificate.objective else (a, b)
+    c, other = low.certificate, high.certificate
+    assert c is not None and other is not None
+    lower = other.objective - c.objective
+    gap = other.gap - lower
+    if 2 * gap < c.gap and 2 * lower <= other.gap:
+        return replace(low, certificate=replace(other, objective=c.objective, gap=gap))
+    return low
 
 
 def warn_unless_converged(solution: Solution, tol: float, category: type[Warning]) -> None:

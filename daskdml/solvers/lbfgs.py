@@ -109,7 +109,8 @@ class LBFGS:
         shorter = shorten(problem, state, stats, f)
         if shorter is not None:
             proven = proven_bound(problem, stats, f, state.theta, np.inf)
-            shorter = replace(shorter, whole=state.whole or bool(np.isfinite(state.f_before)))
+            if not state.whole and np.isfinite(state.f_before):
+                shorter = replace(shorter, whole=True, reach=1.0)  # with a Hessian of all rows
             return shorter, Report(label, totals, f, proven, state.theta)
         g = problem.gradient(stats, state.theta).reshape(state.theta.shape) * problem.mask
         pairs = _with_pair(state, g)
@@ -128,8 +129,10 @@ class LBFGS:
         if state.f_before - f <= 1e-15 * abs(f) and -slope <= 1e-15 * abs(f):
             reason = "round-off hides any further decrease"
         whole = state.whole or state.crawls(-slope)
+        stride = state.stride
+        step = stride * direction
         after = LBFGSState(
-            state.theta + direction, direction, f, slope, state.theta, g, pairs, whole
+            state.theta + step, step, f, stride * slope, stride, state.theta, g, pairs, whole
         )
         return after, Report(label, totals, f, certificate, state.theta, reason)
 

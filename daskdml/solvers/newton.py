@@ -17,6 +17,8 @@ from daskdml.solvers.certificates import Certificate, Model
 from daskdml.solvers.search import Searched, shorten
 
 SAMPLE_STEPS = 15
+LITTLE = 1e-4  # decrease to come, relative to f, at which an unproven model is believed
+PROVEN_ENOUGH = 1e-10  # of f: a smaller bound is not given up for an estimate
 ROWS_PER_PARAMETER = 10_000  # of a Hessian: its error is then about a per cent
 
 
@@ -92,7 +94,8 @@ class Newton:
         shorter = shorten(problem, state, stats, f)
         if shorter is not None:
             proven = proven_bound(problem, stats, f, state.theta, np.inf)
-            shorter = replace(shorter, whole=state.whole or bool(np.isfinite(state.f_before)))
+            if not state.whole and np.isfinite(state.f_before):
+                shorter = replace(shorter, whole=True, reach=1.0)  # with a Hessian of all rows
             return shorter, Report(label, totals, f, proven, state.theta)
         return _advance(problem, state, stats, f, label, totals)
 
@@ -150,7 +153,10 @@ class SolveRows:
             gap2 = model.decrement2()
             singular = int(model.singular)
             dtype = np.float64 if singular else state.dtype
-            state = NewtonState(state.theta + direction, direction, f, -gap2, dtype)
+            step = state.stride * direction
+            state = NewtonState(
+                state.theta + step, step, f, -state.stride * gap2, state.stride, dtype=dtype
+            )
             if gap2 <= 0.1 * len(problem.free) / stats.n:
                 break
         return Starts(1, state.theta, singular)
@@ -179,7 +185,7 @@ def _advance(
     if at_next < proven.gap:
         solution = after
         certificate = Certificate(f - 0.5 * gap2, at_next, _method(problem), True)
-    elif model.singular and proven.gap > gap2 and _quadratic(problem, model, state, f):
+    elif proven.gap > max(gap2, PROVEN_ENOUGH * f) and _quadratic(problem, model, state, f):
         solution = state.theta
         certificate = Certificate(f, 0.5 * gap2, certificates.ESTIMATE, False)
     else:
@@ -189,9 +195,15 @@ def _advance(
         dtype = np.float64  # float32 products cannot tell this Hessian from a singular one
     elif state.f_before - f <= 1e-15 * abs(f) and gap2 <= 1e-15 * abs(f):
         reason = "round-off hides any further decrease"
-    searched = None if np.isfinite(at_next) else after - state.theta
     whole = state.whole or state.crawls(gap2)
-    next_state = NewtonState(after, searched, f, -gap2, dtype, whole)
+    if np.isfinite(at_next):
+        next_state = NewtonState(after, None, f, -gap2, dtype=dtype, whole=whole)
+    else:
+        stride = state.stride
+        step = stride * (after - state.theta)
+        next_state = NewtonState(
+            state.theta + step, step, f, -stride * gap2, stride, dtype=dtype, whole=whole
+        )
     return next_state, Report(label, totals, f, certificate, solution, reason)
 
 
@@ -222,13 +234,15 @@ def centred(problem: Problem, theta: np.ndarray) -> np.ndarray:
 
 
 def _quadratic(problem: Problem, model: Model, state: NewtonState, f: float) -> bool:
-    """Whether to believe the model of a singular Hessian.
+    """Whether to believe the model where nothing is proven of it.
 
-    f is flat where the model leaves out, the last step did what its model had said, and little is
+    f is flat where a singular Hessian leaves out, the last step did what its model had said, and little is
     left to gain; a loss that tends to 0 does as said and always has as much left again.
     """
-    little = model.decrement2() <= 0.1 * f
-    return model.flat and (isinstance(problem.loss, Squared) or (state.as_said(f) and little))
+    little = model.decrement2() <= (0.1 if model.singular else LITTLE) * f
+    if model.singular and not model.flat:
+        return False
+    return isinstance(problem.loss, Squared) or (state.as_said(f) and little)
 
 
 def newton_model(

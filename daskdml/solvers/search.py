@@ -35,12 +35,20 @@ class Searched:
         is a step from.
     slope : float
         Derivative of f along the step where it began.
+    reach : float
+        Which part of a full step the last one came to.
     """
 
     theta: np.ndarray
     direction: np.ndarray | None = None
     f_before: float = np.inf
     slope: float = 0.0
+    reach: float = 1.0
+
+    @property
+    def stride(self) -> float:
+        """Which part of a full step to try next: where one was cut, the next is mostly, too."""
+        return min(1.0, 2.0 * self.reach)
 
     @property
     def steps(self) -> tuple[float, ...]:
@@ -77,7 +85,10 @@ def shorten(problem: Problem, state: S, stats: LinearStats, f: float) -> S | Non
         return None
     if not state.steps:
         half = 0.5 * state.direction
-        return replace(state, theta=state.theta - half, direction=half, slope=0.5 * state.slope)
+        return replace(
+            state, theta=state.theta - half, direction=half, slope=0.5 * state.slope,
+            reach=0.5 * state.reach,
+        )  # fmt: skip
     points = [state.theta + t * state.direction for t in state.steps]
     values = [
         problem.objective(loss, stats.weight, p) for loss, p in zip(stats.line, points, strict=True)
@@ -86,4 +97,5 @@ def shorten(problem: Problem, state: S, stats: LinearStats, f: float) -> S | Non
     best = int(np.argmin(finite))
     if not searched and not finite[best] < f:
         return None
-    return replace(state, theta=points[best], direction=None)
+    reach = state.reach * max(1.0 + state.steps[best], 1e-3) if searched else 1.0
+    return replace(state, theta=points[best], direction=None, reach=reach)
