@@ -236,8 +236,8 @@ def centred(problem: Problem, theta: np.ndarray) -> np.ndarray:
 def _quadratic(problem: Problem, model: Model, state: NewtonState, f: float) -> bool:
     """Whether to believe the model where nothing is proven of it.
 
-    f is flat where a singular Hessian leaves out, the last step did what its model had said, and little is
-    left to gain; a loss that tends to 0 does as said and always has as much left again.
+    f is flat where a singular Hessian leaves out, the last step did what its model had said, and
+    little is left to gain; a loss that tends to 0 does as said and always has as much left again.
     """
     little = model.decrement2() <= (0.1 if model.singular else LITTLE) * f
     if model.singular and not model.flat:
