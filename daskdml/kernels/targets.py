@@ -9,6 +9,9 @@ import numpy as np
 from daskdml.kernels.block import Block, unit_weights
 
 
+COUNTED = 1000  # range of integer labels up to which they are counted, not sorted
+
+
 class DataError(ValueError):
     """Rows that a fit cannot use; `row` counts from the block's first row."""
 
@@ -92,8 +95,23 @@ def summarise_labels(block: Block, classification: bool) -> LabelSummary:
     if not classification:
         power = float(s @ np.square(y, dtype=np.float64))
         return LabelSummary(None, np.array([float(len(y))]), np.array([s.sum()]), power)
+    if y.dtype.kind in "iu" and len(y) and int(y.max()) - int(y.min()) <= COUNTED:
+        return _count_labels(y, None if block.sample_weight is None else s)
     values, at, counts = np.unique(y, return_inverse=True, return_counts=True)
     return LabelSummary(values, counts.astype(np.float64), np.bincount(at, s, len(values)))
+
+
+def _count_labels(y: np.ndarray, s: np.ndarray | None) -> LabelSummary:
+    """Summary of integer labels of a small range, without sorting them."""
+    low, span = int(y.min()), int(y.max()) - int(y.min()) + 1
+    counts, weights = np.zeros(span), np.zeros(span)
+    for start in range(0, len(y), 65_536):
+        at = y[start : start + 65_536].astype(np.int64) - low
+        part = np.bincount(at, minlength=span)
+        counts += part
+        weights += part if s is None else np.bincount(at, s[start : start + 65_536], span)
+    found = np.flatnonzero(counts)
+    return LabelSummary((found + low).astype(y.dtype), counts[found], weights[found])
 
 
 @dataclass(frozen=True)

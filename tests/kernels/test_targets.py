@@ -83,3 +83,18 @@ def test_bad_weights():
         with pytest.raises(DataError) as error:
             check_targets(block(np.zeros(3), np.array([0.0, 1.0, bad])))
         assert error.value.row == 2
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i8", "f4", "U3"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_labels_are_counted_and_weighed(dtype, weighted):
+    """Counts and weights of labels of every kind are those that NumPy finds."""
+    rng = np.random.default_rng(0)
+    y = rng.choice([3, 7, 100], 100_000, p=[0.1, 0.2, 0.7]).astype(dtype)
+    s = rng.random(len(y)) if weighted else None
+    found = summarise_labels(Block(np.zeros((len(y), 0)), y, s), classification=True)
+    values, counts = np.unique(y, return_counts=True)
+    assert found.values.dtype == y.dtype and np.array_equal(found.values, values)
+    assert np.array_equal(found.counts, counts)
+    weights = [np.ones(len(y))[y == v].sum() if s is None else s[y == v].sum() for v in values]
+    np.testing.assert_allclose(found.weights, weights, rtol=1e-12)
