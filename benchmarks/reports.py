@@ -24,7 +24,7 @@ def _best(path: Path) -> float:
 
 def _reaching(path: Path, best: float, runs: int, case: str, **arguments: Any) -> Row:
     """The loosest tolerance at which a peer reaches the gap, and its median time there."""
-    for tol in (1e-2, 1e-4, 1e-6, 1e-8):
+    for tol in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8):
         once = run_case(case, path=path, tol=tol, **arguments)
         gap = objective(path, once) / best - 1
         if gap <= GAP or once["seconds"] > TOO_LONG:

@@ -86,13 +86,15 @@ def fit_linear(source: AnySource, task: Task) -> Fitted:
         d = source.n_features
         outputs = len(targets.classes) if isinstance(loss, Multinomial) else 1  # type: ignore[arg-type]
         as_stored = Coordinates.identity(d)
-        # A model that knows nothing has a loss of about 1, or half of the targets' mean square.
-        blind = 1.0 if task.classification else 0.5 * found.power / float(found.weights.sum())
+        # The loss of a model that knows nothing.
+        blind = 0.5 * found.power / float(found.weights.sum())
+        if task.classification:
+            blind = float(np.log(len(targets.classes)))  # type: ignore[arg-type]
         tiny = max(np.finfo(np.float64).eps * blind, TINY)
         factors = 1.0 if targets.class_weight is None else targets.class_weight
         mean_weight = float(np.sum(found.weights * factors)) / source.n_rows
         problem = Problem(
-            loss, targets, l2, d, outputs, task.fit_intercept, as_stored, tiny, mean_weight
+            loss, targets, l2, d, outputs, task.fit_intercept, as_stored, tiny, mean_weight, blind
         )
         sample = sample_groups(data.groups)
         name = "auto" if task.replicas is not None else task.solver

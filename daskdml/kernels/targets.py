@@ -8,7 +8,6 @@ import numpy as np
 
 from daskdml.kernels.block import Block, unit_weights
 
-
 COUNTED = 1000  # range of integer labels up to which they are counted, not sorted
 
 

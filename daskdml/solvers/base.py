@@ -42,6 +42,8 @@ class Problem:
         Values of the objective below it are round-off.
     mean_weight : float
         S over the number of rows.
+    blind : float
+        f of the model that knows nothing, all parameters 0.
     """
 
     loss: Loss | Multinomial
@@ -53,6 +55,7 @@ class Problem:
     coordinates: Coordinates
     tiny: float = TINY
     mean_weight: float = 1.0
+    blind: float = np.inf
 
     @property
     def penalty(self) -> np.ndarray:

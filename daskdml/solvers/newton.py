@@ -17,6 +17,7 @@ from daskdml.solvers.certificates import Certificate, Model
 from daskdml.solvers.search import Searched, shorten
 
 SAMPLE_STEPS = 15
+HEAD = 8  # of a block's rows, the part on which its solution is begun
 LITTLE = 1e-4  # decrease to come, relative to f, at which an unproven model is believed
 PROVEN_ENOUGH = 1e-10  # of f: a smaller bound is not given up for an estimate
 ROWS_PER_PARAMETER = 10_000  # of a Hessian: its error is then about a per cent
@@ -75,7 +76,7 @@ class Newton:
         if found.singular:
             dtype = np.float64
         guess = centred(problem, found.total / max(found.n, 1))
-        # A sample may mislead (rows sorted by class): the first pass also looks back to 0.
+        # A sample may mislead (rows sorted by class): the first pass compares it with 0.
         return NewtonState(guess, guess, dtype=dtype)
 
     def step(self, problem: Problem, run: Run, state: NewtonState) -> tuple[NewtonState, Report]:
@@ -129,20 +130,37 @@ class SolveRows:
 
     def __call__(self, X: np.ndarray, y: np.ndarray, s: np.ndarray) -> Starts:
         """Solve on rows X (n, d), encoded targets y (n,), weights s (n,)."""
-        problem, singular = self.problem, 0
-        state = NewtonState(problem.zeros(), dtype=self.dtype)
-        classes = problem.targets.classes
-        if classes is not None and len(np.unique(y)) < len(classes):
-            return Starts(0, problem.zeros(), 0)  # their optimum is at infinity
+        problem = self.problem
+        state: NewtonState | None = NewtonState(problem.zeros(), dtype=self.dtype)
+        few = len(y) // HEAD
+        if few >= 10 * len(problem.free) and self._all_classes(y[:few]):
+            # Steps from afar need no more rows than that.
+            found = self._steps(NewtonState(problem.zeros(), dtype=self.dtype), X[:few], y, s)
+            state = found and NewtonState(found.theta, dtype=found.dtype)
+        if state is not None and self._all_classes(y):
+            state = self._steps(state, X, y, s)
+            if state is not None:
+                return Starts(1, state.theta, int(state.dtype is not self.dtype))
+        return Starts(0, problem.zeros(), 0)  # their optimum is at infinity, or the rows are bad
+
+    def _all_classes(self, y: np.ndarray) -> bool:
+        classes = self.problem.targets.classes
+        return classes is None or len(np.unique(y)) == len(classes)
+
+    def _steps(
+        self, state: NewtonState, X: np.ndarray, y: np.ndarray, s: np.ndarray
+    ) -> NewtonState | None:
+        """Newton's steps on rows X until the sampling error is what is left, if f is finite."""
+        problem, n = self.problem, len(X)
         for _ in range(SAMPLE_STEPS):
             at = LinearPass(
                 problem.loss, problem.coordinates, state.theta, state.direction, state.steps,
                 state.dtype,
             )  # fmt: skip
-            stats = at(X, y, s)
+            stats = at(X, y[:n], s[:n])
             f = problem.objective(stats.loss, stats.weight, state.theta)
             if not np.isfinite(f):
-                return Starts(0, problem.zeros(), 0)  # the first pass says what is wrong
+                return None  # the first pass says what is wrong
             shorter = shorten(problem, state, stats, f)
             if shorter is not None:
                 state = shorter
@@ -151,15 +169,14 @@ class SolveRows:
             direction = problem.zeros()
             direction.flat[problem.free] = model.step()
             gap2 = model.decrement2()
-            singular = int(model.singular)
-            dtype = np.float64 if singular else state.dtype
+            dtype = np.float64 if model.singular else state.dtype
             step = state.stride * direction
             state = NewtonState(
                 state.theta + step, step, f, -state.stride * gap2, state.stride, dtype=dtype
             )
-            if gap2 <= 0.1 * len(problem.free) / stats.n:
+            if gap2 <= 0.1 * len(problem.free) / n:
                 break
-        return Starts(1, state.theta, singular)
+        return state
 
 
 def _advance(

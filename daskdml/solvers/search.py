@@ -11,7 +11,6 @@ from daskdml.kernels.linear import LinearStats
 from daskdml.solvers.base import Problem
 
 BACKTRACKS = (-0.5, -0.75, -0.9, -0.97, -0.99, -0.999, -1.0)  # from the full step back to none
-FROM_GUESS = (-0.5, -0.9, -1.0)
 NEAR = 1e-2  # predicted decrease, relative to f, below which a full step hardly ever fails
 SLOW = 0.3  # of the decrease predicted last: a step that leaves more had a bad Hessian
 ROUND_OFF = 1e-14  # of f, relative
@@ -31,8 +30,8 @@ class Searched:
         The step; None where there is nothing to search along: at the start, or where the step is
         proven to decrease f.
     f_before : float
-        f where the step began; infinite for a guess, which is then compared with the zero it
-        is a step from.
+        f where the step began; infinite for a guess, which is compared with the model that knows
+        nothing.
     slope : float
         Derivative of f along the step where it began.
     reach : float
@@ -53,10 +52,8 @@ class Searched:
     @property
     def steps(self) -> tuple[float, ...]:
         """Where else along the step the next pass takes f."""
-        if self.direction is None:
+        if self.direction is None or not np.isfinite(self.f_before):
             return ()
-        if not np.isfinite(self.f_before):
-            return FROM_GUESS
         return BACKTRACKS if -self.slope > NEAR * abs(self.f_before) else ()
 
     def as_said(self, f: float, within: float = 0.2) -> bool:
@@ -80,8 +77,9 @@ def shorten(problem: Problem, state: S, stats: LinearStats, f: float) -> S | Non
     """The state at a shorter step where the full one did not decrease f enough, else None."""
     if state.direction is None:
         return None
-    searched = bool(np.isfinite(state.f_before))
-    if searched and f <= state.f_before + _SUFFICIENT * state.slope + 1e-13 * abs(f):
+    if not np.isfinite(state.f_before):
+        return None if f <= problem.blind else replace(state, theta=problem.zeros(), direction=None)
+    if f <= state.f_before + _SUFFICIENT * state.slope + 1e-13 * abs(f):
         return None
     if not state.steps:
         half = 0.5 * state.direction
@@ -93,9 +91,6 @@ def shorten(problem: Problem, state: S, stats: LinearStats, f: float) -> S | Non
     values = [
         problem.objective(loss, stats.weight, p) for loss, p in zip(stats.line, points, strict=True)
     ]
-    finite = np.where(np.isfinite(values), values, np.inf)
-    best = int(np.argmin(finite))
-    if not searched and not finite[best] < f:
-        return None
-    reach = state.reach * max(1.0 + state.steps[best], 1e-3) if searched else 1.0
+    best = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
+    reach = state.reach * max(1.0 + state.steps[best], 1e-3)
     return replace(state, theta=points[best], direction=None, reach=reach)
