@@ -224,7 +224,11 @@ class Data:
             encoded=self.source.scratch_nbytes if held else 0,
             threads=max(w.threads for w in workers),
             prefetch=1 if held else 0,
-            needs=replace(needs, work=needs.work + rows * (ROW_SCRATCH + needs.row)),
+            needs=replace(
+                needs,
+                work=needs.work + rows * (ROW_SCRATCH + needs.row),
+                alone=needs.alone + rows * ROW_SCRATCH,
+            ),
         )
         return fit_plan(plan)
 
@@ -234,6 +238,7 @@ class Data:
         label: str,
         groups: Sequence[Group] | None = None,
         parts: tuple[str, ...] = tasks.ALL_PARTS,
+        ahead: bool = True,
     ) -> tuple[Any, PassTotals]:
         """Sum of ``fn(block)`` over groups, in a tree whose shape depends on the data alone.
 
@@ -247,6 +252,8 @@ class Data:
             None means all.
         parts : tuple of str
             What of each block is read.
+        ahead : bool
+            Whether to read blocks ahead, where the plan does; False leaves `Needs.alone`.
 
         Returns
         -------
@@ -257,8 +264,9 @@ class Data:
         value, totals = None, NOTHING
         for segment in _batched(groups, SEGMENT_GROUPS):
             lanes, places = self._lanes(segment)
-            read = self._read(parts)
-            graph = pass_graph(fit_name(label), read, lanes, fn, self.plan.prefetch)
+            read = self._read(parts, ahead)
+            prefetch = self.plan.prefetch if ahead else 0
+            graph = pass_graph(fit_name(label), read, lanes, fn, prefetch)
             (part,), spent = self._run(graph, places, label)
             value = part.value if value is None else value + part.value
             totals = totals + spent
@@ -335,11 +343,10 @@ class Data:
         index = self._under_way.pop(label)
         self.engine.tell(PassEnd(label, index, t.seconds, *bound, t.nbytes, *spent))
 
-    def _read(self, parts: tuple[str, ...]) -> tasks.Read:
+    def _read(self, parts: tuple[str, ...], ahead: bool = True) -> tasks.Read:
         pins = not self.source.in_memory and "X" in parts
         budget = (0 if self.once else self.plan.pinned) if pins else None
-        spare = self.plan.threads * (self.plan.block + self.plan.encoded)
-        return tasks.Read(self.source, parts, self.token, budget, spare)
+        return tasks.Read(self.source, parts, self.token, budget, self.plan.spare(ahead))
 
     def _lanes(self, groups: Sequence[Group]) -> tuple[list[list[Group]], list[str]]:
         """Groups of each compute slot; a pinned group stays with the worker that holds it."""

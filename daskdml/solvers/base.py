@@ -21,6 +21,9 @@ from daskdml.kernels.targets import Targets, check_rows
 from daskdml.solvers.certificates import TINY, Certificate
 from daskdml.solvers.record import Record
 
+MORE = "; raise max_iter or tol, or add a penalty"  # where a fit ends short of tol
+ROUND_OFF = "round-off hides any further decrease; raise tol, or add a penalty"
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -262,7 +265,7 @@ def minimise(
     """
     state = solver.start(problem, run, start)
     best: Report | None = None
-    reason, converged, n_iter = f"max_iter={max_iter} steps were made", False, 0
+    reason, converged, n_iter = f"max_iter={max_iter} steps were made{MORE}", False, 0
     for n_iter in range(1, max_iter + 1):  # noqa: B007
         state, report = solver.step(problem, run, state)
         if report.certificate is not None:
@@ -311,8 +314,7 @@ def warn_unless_converged(solution: Solution, tol: float, category: type[Warning
         f"the relative gap reached is {c.relative:.2g} ({'proven' if c.rigorous else 'estimated'})"
     )  # fmt: skip
     warnings.warn(
-        f"the fit stopped before tol={tol:g}: {solution.reason}; {reached}. Raise max_iter or tol, "
-        "or add a penalty",
+        f"the fit stopped before tol={tol:g}, and {reached}: {solution.reason}",
         category,
         stacklevel=4,
     )

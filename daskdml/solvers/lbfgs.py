@@ -14,7 +14,7 @@ from daskdml.kernels.curvature import LocalNewton
 from daskdml.kernels.linear import SLAB_ROWS, LinearPass
 from daskdml.kernels.losses import Multinomial, Squared
 from daskdml.solvers import certificates
-from daskdml.solvers.base import Problem, Report, Run, SolveOf, StatsOf
+from daskdml.solvers.base import ROUND_OFF, Problem, Report, Run, SolveOf, StatsOf
 from daskdml.solvers.certificates import Certificate, Model
 from daskdml.solvers.newton import Newton, centred, newton_model, nowhere, proven_bound
 from daskdml.solvers.search import Searched, shorten
@@ -76,12 +76,13 @@ class LBFGS:
         D, K = problem.n_features + 1, problem.n_outputs
         rows = max(g.rows for g in self.sample)
         item = np.dtype(data.source.dtype).itemsize
-        standard = rows * (D * item + 5 * K * 8)
-        work, part = standard + 2 * SLAB_ROWS * D * 8 + 12 * K * D * 8, 2 * K * D * 8
+        vectors, part = 12 * K * D * 8, 2 * K * D * 8
+        standard = rows * (D * item + 5 * K * 8) + 2 * SLAB_ROWS * D * 8
+        work = vectors + 2 * SLAB_ROWS * D * 8 + 6 * 8 * rows
         if len(problem.free) <= DENSE:
             last = Newton().needs(problem, data)
             return Needs(max(work, last.work), last.part + part)
-        return Needs(work, part)
+        return Needs(work, part, alone=vectors + standard)
 
     def start(self, problem: Problem, run: Run, theta: np.ndarray | None) -> LBFGSState:
         """Local SGD over the sample, unless a start is given."""
@@ -127,7 +128,7 @@ class LBFGS:
             certificate = estimate
         reason = nowhere(problem, stats)
         if state.f_before - f <= 1e-15 * abs(f) and -slope <= 1e-15 * abs(f):
-            reason = "round-off hides any further decrease"
+            reason = ROUND_OFF
         whole = state.whole or state.crawls(-slope)
         stride = state.stride
         step = stride * direction
@@ -196,7 +197,9 @@ class _OnSample:
     def __call__(self, q: np.ndarray) -> np.ndarray:
         p, label = self.problem, f"{self.run.label}-precondition"
         solve = LocalNewton(p.loss, p.coordinates, self.theta, p.penalty, q, p.mask)
-        found, totals = self.run.data.map_reduce(SolveOf(p.targets, solve), label, self.sample)
+        found, totals = self.run.data.map_reduce(
+            SolveOf(p.targets, solve), label, self.sample, ahead=False
+        )
         self.run.note(Report(label, totals, None, None, self.theta))
         return np.asarray(found.mean)
 

@@ -12,7 +12,7 @@ from daskdml.engine.run import Data, PassTotals
 from daskdml.kernels.linear import SLAB_ROWS, LinearPass, LinearStats
 from daskdml.kernels.losses import Multinomial, Squared
 from daskdml.solvers import certificates
-from daskdml.solvers.base import Problem, Report, Run, SolveOf, StatsOf
+from daskdml.solvers.base import ROUND_OFF, Problem, Report, Run, SolveOf, StatsOf
 from daskdml.solvers.certificates import Certificate, Model
 from daskdml.solvers.search import Searched, shorten
 
@@ -211,7 +211,7 @@ def _advance(
     if model.singular and dtype is not np.float64:
         dtype = np.float64  # float32 products cannot tell this Hessian from a singular one
     elif state.f_before - f <= 1e-15 * abs(f) and gap2 <= 1e-15 * abs(f):
-        reason = "round-off hides any further decrease"
+        reason = ROUND_OFF
     whole = state.whole or state.crawls(gap2)
     if np.isfinite(at_next):
         next_state = NewtonState(after, None, f, -gap2, dtype=dtype, whole=whole)
