@@ -100,8 +100,8 @@ def softmax_rows(X, y, s, center, inverse, W, along, steps, T, Z, A, G, gradient
     """Loss, gradient, line and norms of rows X for the coefficients W, in T's dtype.
 
     `T` (SLAB, d + 1), `Z`, `A` (SLAB, even(K)) and `G` (even(K), d + 1) are scratch; `gradient`
-    (K, d + 1), `line` and sums (of losses and of absolute slopes) are float64 and added to. Returns the largest
-    squared norm of a row.
+    (K, d + 1), `line` and sums (of losses and of absolute slopes) are float64 and added to. Returns
+    the largest squared norm of a row.
     """
     K = gradient.shape[0]
     z, p = np.empty(K), np.empty(K)
