@@ -106,9 +106,9 @@ class LocalNewton:
 def _weighted_squares(T: np.ndarray, c: np.ndarray) -> np.ndarray:
     """c @ T**2, in slabs."""
     out = np.zeros((c.shape[0], T.shape[1]))
-    for start in range(0, T.shape[0], 4096):
-        slab = T[start : start + 4096]
-        out += c[:, start : start + 4096] @ (slab.astype(np.float64) ** 2)
+    for start in range(0, T.shape[0], 4 * SLAB):
+        slab = T[start : start + 4 * SLAB]
+        out += c[:, start : start + 4 * SLAB] @ np.square(slab, dtype=np.float64)
     return out
 
 

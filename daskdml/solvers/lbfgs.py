@@ -11,8 +11,9 @@ from daskdml.engine.graphs import Group
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Data
 from daskdml.kernels.curvature import LocalNewton
-from daskdml.kernels.linear import SLAB_ROWS, LinearPass
+from daskdml.kernels.linear import LinearPass
 from daskdml.kernels.losses import Multinomial, Squared
+from daskdml.kernels.products import SLAB
 from daskdml.solvers import certificates
 from daskdml.solvers.base import ROUND_OFF, Problem, Report, Run, SolveOf, StatsOf
 from daskdml.solvers.certificates import Certificate, Model
@@ -77,8 +78,8 @@ class LBFGS:
         rows = max(g.rows for g in self.sample)
         item = np.dtype(data.source.dtype).itemsize
         vectors, part = 12 * K * D * 8, 2 * K * D * 8
-        standard = rows * (D * item + 5 * K * 8) + 2 * SLAB_ROWS * D * 8
-        work = vectors + 2 * SLAB_ROWS * D * 8 + 6 * 8 * rows
+        standard = rows * (D * item + 5 * K * 8) + 4 * SLAB * D * 8
+        work = vectors + SLAB * D * 8 + 6 * 8 * rows
         if len(problem.free) <= DENSE:
             last = Newton().needs(problem, data)
             return Needs(max(work, last.work), last.part + part)
