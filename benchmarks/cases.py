@@ -131,7 +131,7 @@ def overlap(path: Path, rows: int) -> Result:
         warm_up(daskdml.LogisticRegression, path)
         found: Result = {}
         for name, promise, fn in (
-            ("streaming", "450MB", stats), ("reading", "450MB", _count), ("pinned", "8GB", stats),
+            ("streaming", "550MB", stats), ("reading", "550MB", _count), ("pinned", "8GB", stats),
         ):  # fmt: skip
             with daskdml.Engine(client, promise).open(source, Needs()) as data:
                 groups = data.groups[: rows // data.groups[0].rows]
