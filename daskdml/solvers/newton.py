@@ -18,7 +18,7 @@ from daskdml.solvers.search import Searched, shorten
 
 SAMPLE_STEPS = 15
 HEAD = 8  # of a block's rows, the part on which its solution is begun
-LITTLE = 1e-4  # decrease to come, relative to f, at which an unproven model is believed
+LITTLE = 1e-10  # decrease to come, relative to f, at which what is not proven by then never is
 PROVEN_ENOUGH = 1e-10  # of f: a smaller bound is not given up for an estimate
 ROWS_PER_PARAMETER = 10_000  # of a Hessian: its error is then about a per cent
 
