@@ -245,7 +245,7 @@ def large(tmp_path_factory):
 def test_a_fit_under_a_hard_cap(where, large, tmp_path):
     """Data four times the cap, which cannot be loaded whole, is fitted and scored within it."""
     script = tmp_path / "fit.py"
-    script.write_text(FIT.format(cap=CAP, url=str(large), where=where, limit="400MB"))
+    script.write_text(FIT.format(cap=CAP, url=str(large), where=where, limit="450MB"))
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False,
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # it maps 32 MB for each of its threads
