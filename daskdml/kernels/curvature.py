@@ -18,7 +18,7 @@ import numpy as np
 
 from daskdml.kernels.linear import Coordinates, standard_rows
 from daskdml.kernels.losses import Loss, Multinomial
-from daskdml.kernels.products import SLAB, apart, curved_product, even
+from daskdml.kernels.products import SLAB, apart, curved_product, scratch
 
 RESIDUAL = 0.1  # relative, at which the solution is good enough to precondition
 ITERATIONS = 40
@@ -87,12 +87,7 @@ class LocalNewton:
         floor = 1e-9 * float(diagonal.max(initial=1e-300))
         damping = np.where(self.penalty > 0, 0.0, floor)  # where H may have no curvature at all
 
-        shape = (SLAB, even(K))
-        Z, A, G = (
-            apart(shape, T.dtype),
-            apart(shape, T.dtype),
-            apart((even(K), T.shape[1]), T.dtype),
-        )
+        Z, A, G = scratch(K, T.shape[1], T.dtype)
         W, HV = apart(G.shape, T.dtype), np.empty((K, T.shape[1]))
 
         def product(V: np.ndarray) -> np.ndarray:

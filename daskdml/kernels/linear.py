@@ -18,7 +18,7 @@ from numba import njit
 
 from daskdml.kernels.block import Block
 from daskdml.kernels.losses import Loss, Multinomial, curvature, value, value_and_slope
-from daskdml.kernels.products import SLAB, apart, even, softmax_rows
+from daskdml.kernels.products import SLAB, apart, even, scratch, softmax_rows, standardise
 
 SLAB_ROWS = 1024
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -253,16 +253,6 @@ def _curved_rows(code, param, X, center, inverse, y, z, s, out):  # type: ignore
         out[i, d] = r
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def _standard_rows(X, center, inverse, out):  # type: ignore[no-untyped-def]
-    """out[i] = ((x - center) * inverse, 1)."""
-    n, d = X.shape
-    for i in range(n):
-        for j in range(d):
-            out[i, j] = (np.float64(X[i, j]) - center[j]) * inverse[j]
-        out[i, d] = 1.0
-
-
 @njit(cache=True, nogil=True)
 def _column_moments(X, shift, total, square):  # type: ignore[no-untyped-def]
     n, d = X.shape
@@ -304,7 +294,7 @@ def standard_rows(X: np.ndarray, coordinates: Coordinates, multiple: int = 1) ->
     n, d = X.shape
     out = np.empty((n + -n % multiple, d + 1), X.dtype)
     out[n:] = 0
-    _standard_rows(X, coordinates.center, 1.0 / coordinates.scale, out)
+    standardise(X, 0, n, coordinates.center, 1.0 / coordinates.scale, out)
     return out
 
 
@@ -414,9 +404,7 @@ class LinearPass:
         P = K * (d + 1)
         # Beside a Hessian, float64 scores and gradients cost nothing, and certificates need them.
         dtype = X.dtype if self.hessian_dtype is None else np.dtype(np.float64)
-        shape = (SLAB, even(K))
-        T, G = apart((SLAB, d + 1), dtype), apart((even(K), d + 1), dtype)
-        Z, A = apart(shape, dtype), apart(shape, dtype)
+        T, (Z, A, G) = apart((SLAB, d + 1), dtype), scratch(K, d + 1, dtype)
         gradient, line, sums = np.zeros((K, d + 1)), np.zeros(len(self.steps)), np.zeros(2)
         theta = _padded(self.theta, dtype)
         along = theta if self.direction is None else _padded(self.direction, dtype)
@@ -446,7 +434,7 @@ class LinearPass:
             Xs, ss = X[start : start + SLAB_ROWS], s[start : start + SLAB_ROWS]
             m = Xs.shape[0]
             weight += float(ss.sum())
-            _standard_rows(Xs, center, inverse, T)
+            standardise(Xs, 0, m, center, inverse, T)
             p = loss.probabilities(T[:m] @ self.theta.T)
             np.multiply((np.sqrt(ss)[:, None] * p)[:, :, None], T[:m, None, :], out=wide[:m])
             flat = wide[:m].reshape(m, P)

@@ -28,6 +28,12 @@ def even(K: int) -> int:
     return K + K % 2
 
 
+def scratch(K: int, D: int, dtype: np.dtype | type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the compiled products of a slab's D columns write to: Z and A (SLAB, K) and G (K, D)."""
+    of_rows = (SLAB, even(K))
+    return apart(of_rows, dtype), apart(of_rows, dtype), apart((even(K), D), dtype)
+
+
 @njit(cache=True, nogil=True, fastmath=_FAST)
 def _scores(T: np.ndarray, W: np.ndarray, Z: np.ndarray) -> None:
     """Z = T @ W.T for a multiple of 4 rows and an even number of outputs, in T's dtype."""
@@ -81,7 +87,7 @@ def _flush(G: np.ndarray, total: np.ndarray) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
-def _standardise(X, start, stop, center, inverse, T):  # type: ignore[no-untyped-def]
+def standardise(X, start, stop, center, inverse, T):  # type: ignore[no-untyped-def]
     """T[:stop - start] = ((x - center) * inverse, 1); returns the largest squared norm of a row."""
     largest, d = 0.0, X.shape[1]
     for i in range(start, stop):
@@ -111,7 +117,7 @@ def softmax_rows(X, y, s, center, inverse, W, along, steps, T, Z, A, G, gradient
         m = stop - start
         T[m:] = 0
         A[m:] = 0
-        largest = max(largest, _standardise(X, start, stop, center, inverse, T))
+        largest = max(largest, standardise(X, start, stop, center, inverse, T))
         _scores(T, W, Z)
         for i in range(m):
             for k in range(K):
