@@ -21,8 +21,7 @@ from daskdml.kernels.targets import Targets, check_rows
 from daskdml.solvers.certificates import TINY, Certificate
 from daskdml.solvers.record import Record
 
-MORE = "; raise max_iter or tol, or add a penalty"  # where a fit ends short of tol
-ROUND_OFF = "round-off hides any further decrease; raise tol, or add a penalty"
+STUCK = "round-off hides any further decrease; raise tol, or add a penalty"
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,8 @@ def minimise(
     """
     state = solver.start(problem, run, start)
     best: Report | None = None
-    reason, converged, n_iter = f"max_iter={max_iter} steps were made{MORE}", False, 0
+    reason = f"max_iter={max_iter} steps were made; raise max_iter or tol, or add a penalty"
+    converged, n_iter = False, 0
     for n_iter in range(1, max_iter + 1):  # noqa: B007
         state, report = solver.step(problem, run, state)
         if report.certificate is not None:

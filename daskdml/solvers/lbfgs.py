@@ -15,7 +15,7 @@ from daskdml.kernels.linear import LinearPass
 from daskdml.kernels.losses import Multinomial, Squared
 from daskdml.kernels.products import SLAB
 from daskdml.solvers import certificates
-from daskdml.solvers.base import ROUND_OFF, Problem, Report, Run, SolveOf, StatsOf
+from daskdml.solvers.base import STUCK, Problem, Report, Run, SolveOf, StatsOf
 from daskdml.solvers.certificates import Certificate, Model
 from daskdml.solvers.newton import Newton, centred, newton_model, nowhere, proven_bound
 from daskdml.solvers.search import Searched, shorten
@@ -129,7 +129,7 @@ class LBFGS:
             certificate = estimate
         reason = nowhere(problem, stats)
         if state.f_before - f <= 1e-15 * abs(f) and -slope <= 1e-15 * abs(f):
-            reason = ROUND_OFF
+            reason = STUCK
         whole = state.whole or state.crawls(-slope)
         stride = state.stride
         step = stride * direction

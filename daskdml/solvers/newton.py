@@ -12,7 +12,7 @@ from daskdml.engine.run import Data, PassTotals
 from daskdml.kernels.linear import SLAB_ROWS, LinearPass, LinearStats
 from daskdml.kernels.losses import Multinomial, Squared
 from daskdml.solvers import certificates
-from daskdml.solvers.base import ROUND_OFF, Problem, Report, Run, SolveOf, StatsOf
+from daskdml.solvers.base import STUCK, Problem, Report, Run, SolveOf, StatsOf
 from daskdml.solvers.certificates import Certificate, Model
 from daskdml.solvers.search import Searched, shorten
 
@@ -130,18 +130,19 @@ class SolveRows:
 
     def __call__(self, X: np.ndarray, y: np.ndarray, s: np.ndarray) -> Starts:
         """Solve on rows X (n, d), encoded targets y (n,), weights s (n,)."""
-        problem = self.problem
-        state: NewtonState | None = NewtonState(problem.zeros(), dtype=self.dtype)
-        few = len(y) // HEAD
-        if few >= 10 * len(problem.free) and self._all_classes(y[:few]):
-            # Steps from afar need no more rows than that.
-            found = self._steps(NewtonState(problem.zeros(), dtype=self.dtype), X[:few], y, s)
-            state = found and NewtonState(found.theta, dtype=found.dtype)
-        if state is not None and self._all_classes(y):
-            state = self._steps(state, X, y, s)
-            if state is not None:
-                return Starts(1, state.theta, int(state.dtype is not self.dtype))
-        return Starts(0, problem.zeros(), 0)  # their optimum is at infinity, or the rows are bad
+        problem, n = self.problem, len(y)
+        nothing = Starts(0, problem.zeros(), 0)
+        if not self._all_classes(y):
+            return nothing  # their optimum is at infinity
+        state, head = NewtonState(problem.zeros(), dtype=self.dtype), n // HEAD
+        # Steps from afar need no more rows than that.
+        begins = head >= 10 * len(problem.free) and self._all_classes(y[:head])
+        for rows in (head, n) if begins else (n,):
+            found = self._steps(state, X[:rows], y, s)
+            if found is None:
+                return nothing  # the first pass says what is wrong
+            state = NewtonState(found.theta, dtype=found.dtype)
+        return Starts(1, state.theta, int(state.dtype is not self.dtype))
 
     def _all_classes(self, y: np.ndarray) -> bool:
         classes = self.problem.targets.classes
@@ -160,7 +161,7 @@ class SolveRows:
             stats = at(X, y[:n], s[:n])
             f = problem.objective(stats.loss, stats.weight, state.theta)
             if not np.isfinite(f):
-                return None  # the first pass says what is wrong
+                return None
             shorter = shorten(problem, state, stats, f)
             if shorter is not None:
                 state = shorter
@@ -211,7 +212,7 @@ def _advance(
     if model.singular and dtype is not np.float64:
         dtype = np.float64  # float32 products cannot tell this Hessian from a singular one
     elif state.f_before - f <= 1e-15 * abs(f) and gap2 <= 1e-15 * abs(f):
-        reason = ROUND_OFF
+        reason = STUCK
     whole = state.whole or state.crawls(gap2)
     if np.isfinite(at_next):
         next_state = NewtonState(after, None, f, -gap2, dtype=dtype, whole=whole)
