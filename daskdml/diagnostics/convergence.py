@@ -57,6 +57,8 @@ def plot_convergence(
     -------
     matplotlib Figure or SubFigure
         The figure, with two panels side by side, each the gap (logarithmic) over the objective.
+        The gap is the one certified when the pass ended and, where that is smaller, the distance to
+        the best lower bound known at the end.
 
     Raises
     ------
@@ -77,18 +79,40 @@ def plot_convergence(
         figure = plt.figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex="col", sharey="row", height_ratios=(3, 2))
     scale, unit = byte_unit(max((r.nbytes for r in records), default=0))
+    certified = {"label": "when the pass ended", "color": GAP_COLOR}
+    afterwards = {"label": "known at the end", "color": GAP_COLOR, "ls": "--", "mfc": "white"}
     for column in (0, 1):
-        for ax, points, color in (
-            (axes[0, column], gaps, GAP_COLOR),
-            (axes[1, column], objectives, OBJECTIVE_COLOR),
+        for ax, points, look in (
+            (axes[0, column], gaps, certified),
+            (axes[0, column], _in_hindsight(records), afterwards),
+            (axes[1, column], objectives, {"color": OBJECTIVE_COLOR}),
         ):
+            if not points:
+                continue
             x = [r.nbytes / scale if column else r.seconds for r, _ in points]
-            ax.plot(x, [value for _, value in points], "o-", color=color, markersize=4)
+            ax.plot(x, [value for _, value in points], marker="o", markersize=4, **look)
             ax.spines[["top", "right"]].set_visible(False)
             ax.grid(axis="y", color="0.9", linewidth=0.6)
             ax.set_axisbelow(True)
     _label(axes, unit, gaps[-1] if gaps else None)
+    if len(axes[0, 0].lines) > 1:
+        axes[0, 0].legend(frameon=False)
     return figure
+
+
+def _in_hindsight(records: list[Record]) -> list[tuple[Record, float]]:
+    """Each pass's relative gap to the best lower bound of all, if that says more of any of them."""
+    told = [
+        (r, r.objective, r.gap, r.relative)
+        for r in records
+        if _told(r.objective) and _told(r.gap) and _told(r.relative) and r.relative > 0
+    ]
+    # A gap may be that of the next point's objective; the two numbers' ratio tells it.
+    least = max((gap / relative - gap for _, _, gap, relative in told), default=math.inf)
+    points = [(r, (f - least) / abs(f), relative) for r, f, _, relative in told if f > least]
+    if all(gap > 0.5 * relative for _, gap, relative in points):
+        return []
+    return [(r, gap) for r, gap, _ in points]
 
 
 def _label(axes: list[list[Axes]], unit: str, last: tuple[Record, float] | None) -> None:

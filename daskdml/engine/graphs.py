@@ -8,7 +8,7 @@ from; bounded staleness is such an edge that reaches further back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,16 +63,19 @@ def group_rows(chunk_bounds: Sequence[int], row_nbytes: int, target: int) -> tup
     return tuple(groups)
 
 
+def _how(graph: dict[Any, Any], name: str, read: tasks.Read) -> TaskRef:
+    key = f"{name}-how"
+    graph.setdefault(key, DataNode(key, read))
+    return TaskRef(key)
+
+
 def _load(
     graph: dict[Any, Any], name: str, read: tasks.Read, key: Any, group: Group, gate: list[Any]
 ) -> list[Any]:
     """Add what brings one group into memory after the results named in `gate`; the keys added."""
-    how = f"{name}-how"
     if not isinstance(read.source, DaskSource):
-        graph.setdefault(how, DataNode(how, read))
-        graph[key] = Task(
-            key, tasks.load, TaskRef(how), group.index, group.start, group.stop, *gate
-        )
+        how = _how(graph, name, read)
+        graph[key] = Task(key, tasks.load, how, group.index, group.start, group.stop, *gate)
         return [key]
     made, arrays = block_tasks(read.source, name, group.start, group.stop, gate)
     nested = List(*(List(*map(TaskRef, keys)) for keys in arrays))
@@ -88,6 +91,7 @@ def pass_graph(
     lanes: Sequence[Sequence[Group]],
     fn: Callable[[Any], Any],
     prefetch: int,
+    held: Container[int] = (),
 ) -> Graph:
     """A map over the lanes' groups and a tree of sums whose shape depends on the groups alone.
 
@@ -103,6 +107,9 @@ def pass_graph(
         Block -> something that can be added.
     prefetch : int
         Groups read ahead by each lane.
+    held : container of int
+        Indices of groups whose blocks lie in the memory of their lane's process: nothing is to be
+        read ahead, and one task does.
     """
     graph: dict[Any, Any] = {}
     lane_of: dict[Any, int] = {}
@@ -112,6 +119,12 @@ def pass_graph(
         for at, group in enumerate(groups):
             gate = [TaskRef((name, groups[at - 1 - prefetch].index))] if at > prefetch else []
             load, key = (f"{name}-read", group.index), (name, group.index)
+            if group.index in held:
+                how = _how(graph, name, read)
+                rows = (group.index, group.start, group.stop)
+                graph[key] = Task(key, tasks.recall, TaskRef(fn_key), how, *rows, *gate)
+                lane_of[key] = lane
+                continue
             loads = _load(graph, name, read, load, group, gate)
             graph[key] = Task(key, tasks.compute, TaskRef(fn_key), TaskRef(load))
             lane_of.update(dict.fromkeys([*loads, key], lane))

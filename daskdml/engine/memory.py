@@ -24,14 +24,11 @@ class Needs:
         One block's result.
     row : int
         Scratch for each row of the block that is computed on.
-    alone : int
-        Scratch of one block's computation in passes that read no block ahead.
     """
 
     work: int = 0
     part: int = 0
     row: int = 0
-    alone: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,21 +64,14 @@ class MemoryPlan:
     @property
     def streaming(self) -> int:
         """Bytes that a fit without pinned blocks reaches."""
-        return max(self._reached(self.prefetch + 1, self.needs.work), self._alone)
-
-    @property
-    def _alone(self) -> int:
-        return self._reached(1, self.needs.alone)
-
-    def _reached(self, blocks: int, work: int) -> int:
-        alive = self.threads * blocks * (self.block + self.encoded)
-        solver = self.threads * work + (FAN_IN + 2 * self.threads) * self.needs.part
+        alive = self.threads * (self.prefetch + 1) * (self.block + self.encoded)
+        solver = self.threads * self.needs.work + (FAN_IN + 2 * self.threads) * self.needs.part
         return self.baseline + _SLACK + self.threads * _THREAD + int(1.05 * (alive + solver))
 
-    def spare(self, ahead: bool) -> int:
-        """Bytes of free buffers that a process may keep in a pass that does, or not, read ahead."""
-        one = self.threads * (self.block + self.encoded)
-        return one if ahead else min(one, max(0, int((self.limit - self._alone) / 1.05)))
+    @property
+    def spare(self) -> int:
+        """Bytes of free buffers that a process may keep for the next read."""
+        return self.threads * (self.block + self.encoded)
 
     @property
     def pinned(self) -> int:

@@ -224,11 +224,7 @@ class Data:
             encoded=self.source.scratch_nbytes if held else 0,
             threads=max(w.threads for w in workers),
             prefetch=1 if held else 0,
-            needs=replace(
-                needs,
-                work=needs.work + rows * (ROW_SCRATCH + needs.row),
-                alone=needs.alone + rows * ROW_SCRATCH,
-            ),
+            needs=replace(needs, work=needs.work + rows * (ROW_SCRATCH + needs.row)),
         )
         return fit_plan(plan)
 
@@ -238,7 +234,6 @@ class Data:
         label: str,
         groups: Sequence[Group] | None = None,
         parts: tuple[str, ...] = tasks.ALL_PARTS,
-        ahead: bool = True,
     ) -> tuple[Any, PassTotals]:
         """Sum of ``fn(block)`` over groups, in a tree whose shape depends on the data alone.
 
@@ -252,8 +247,6 @@ class Data:
             None means all.
         parts : tuple of str
             What of each block is read.
-        ahead : bool
-            Whether to read blocks ahead, where the plan does; False leaves `Needs.alone`.
 
         Returns
         -------
@@ -264,9 +257,8 @@ class Data:
         value, totals = None, NOTHING
         for segment in _batched(groups, SEGMENT_GROUPS):
             lanes, places = self._lanes(segment)
-            read = self._read(parts, ahead)
-            prefetch = self.plan.prefetch if ahead else 0
-            graph = pass_graph(fit_name(label), read, lanes, fn, prefetch)
+            read, held = self._read(parts), self._held(lanes, places)
+            graph = pass_graph(fit_name(label), read, lanes, fn, self.plan.prefetch, held)
             (part,), spent = self._run(graph, places, label)
             value = part.value if value is None else value + part.value
             totals = totals + spent
@@ -327,6 +319,8 @@ class Data:
         return states, totals
 
     def _start(self, label: str, groups: Sequence[Group]) -> None:
+        if label in self._under_way:
+            return  # the pass goes on
         nbytes = sum(g.rows for g in groups) * self.source.row_nbytes
         self._under_way[label] = self.passes
         self.passes += 1
@@ -343,10 +337,10 @@ class Data:
         index = self._under_way.pop(label)
         self.engine.tell(PassEnd(label, index, t.seconds, *bound, t.nbytes, *spent))
 
-    def _read(self, parts: tuple[str, ...], ahead: bool = True) -> tasks.Read:
+    def _read(self, parts: tuple[str, ...]) -> tasks.Read:
         pins = not self.source.in_memory and "X" in parts
         budget = (0 if self.once else self.plan.pinned) if pins else None
-        return tasks.Read(self.source, parts, self.token, budget, self.plan.spare(ahead))
+        return tasks.Read(self.source, parts, self.token, budget, self.plan.spare)
 
     def _lanes(self, groups: Sequence[Group]) -> tuple[list[list[Group]], list[str]]:
         """Groups of each compute slot; a pinned group stays with the worker that holds it."""
@@ -365,6 +359,11 @@ class Data:
         for group in free:
             min(lanes, key=len).append(group)
         return [sorted(lane, key=lambda g: g.index) for lane in lanes], places
+
+    def _held(self, lanes: Sequence[Sequence[Group]], places: Sequence[str]) -> set[int]:
+        """Which groups are pinned where their lane runs."""
+        pairs = zip(lanes, places, strict=True)
+        return {g.index for lane, at in pairs for g in lane if self._where.get(g.index) == at}
 
     def _note_changes(self, names: set[str]) -> None:
         if self._names and names != self._names:

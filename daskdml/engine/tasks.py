@@ -183,6 +183,13 @@ def compute(fn: Callable[[Block], Any], loaded: Loaded) -> Part:
     return Part(value, (record,))
 
 
+def recall(
+    fn: Callable[[Block], Any], how: Read, index: int, start: int, stop: int, *gate: Any
+) -> Part:
+    """`compute` of a block that is pinned in this process; one that is not, after all, is read."""
+    return compute(fn, load(how, index, start, stop))
+
+
 def on_rows(fn: Callable[[Block], Any], block: Block) -> Any:
     """``fn(block)``, whose `DataError` is told in rows of the whole data set."""
     try:

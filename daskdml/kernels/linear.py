@@ -18,7 +18,14 @@ from numba import njit
 
 from daskdml.kernels.block import Block
 from daskdml.kernels.losses import Loss, Multinomial, curvature, value, value_and_slope
-from daskdml.kernels.products import SLAB, apart, even, scratch, softmax_rows, standardise
+from daskdml.kernels.products import (
+    SLAB,
+    apart,
+    padded,
+    scratch,
+    softmax_rows,
+    standardise,
+)
 
 SLAB_ROWS = 1024
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -116,7 +123,9 @@ class LinearStats:
     row_norm2 : float
         Largest squared norm of a row in the model's coordinates, the intercept's 1 included.
     line : ndarray of shape (n_steps,)
-        Sum of weight * loss at each step length tried along the direction.
+        Sum of weight * loss at each step length tried along the direction, over some of the rows.
+    line_weight : float
+        Sum of those rows' weights.
     hessian : ndarray of shape (P, P) or None
         Sum of weight * Hessian of the loss over some of the rows.
     hessian_weight : float
@@ -135,6 +144,7 @@ class LinearStats:
     falling_dual: float
     row_norm2: float
     line: np.ndarray
+    line_weight: float
     hessian: np.ndarray | None
     hessian_weight: float = 0.0
 
@@ -280,24 +290,6 @@ def moments(block: Block) -> Moments:
     return Moments(float(n), shift + total / n, np.maximum(square - total**2 / n, 0.0))
 
 
-def standard_rows(X: np.ndarray, coordinates: Coordinates, multiple: int = 1) -> np.ndarray:
-    """``((x - center) / scale, 1)`` of every row of X (n, d): shape (n, d + 1), X's dtype.
-
-    Rows of zeros make their number a multiple of `multiple`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> standard_rows(np.array([[3.0]]), Coordinates(np.array([1.0]), np.array([2.0])))
-    array([[1., 1.]])
-    """
-    n, d = X.shape
-    out = np.empty((n + -n % multiple, d + 1), X.dtype)
-    out[n:] = 0
-    standardise(X, 0, n, coordinates.center, 1.0 / coordinates.scale, out)
-    return out
-
-
 def scores(X: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
     """Scores of a linear model on rows as they are stored.
 
@@ -344,6 +336,11 @@ class LinearPass:
     hessian_every : int
         Take the Hessian over every so many slabs of `SLAB_ROWS` rows: with rows in plenty, a part
         of them knows it well enough, and bounds it from below.
+    line_every : int
+        Take the line over every so many slabs of rows: part of many tells which step is best.
+    exact : bool
+        Whether products of rows with several outputs are taken in float64, as they are beside a
+        Hessian and with one output, and not in the rows' dtype.
     """
 
     loss: Loss | Multinomial
@@ -353,6 +350,8 @@ class LinearPass:
     steps: tuple[float, ...] = ()
     hessian_dtype: type | None = None
     hessian_every: int = 1
+    line_every: int = 1
+    exact: bool = False
 
     def __call__(self, X: np.ndarray, y: np.ndarray, s: np.ndarray) -> LinearStats:
         """Statistics of rows X (n, d), encoded targets y (n,) and weights s (n,)."""
@@ -372,7 +371,7 @@ class LinearPass:
         curved = np.empty((SLAB_ROWS, d + 1), self.hessian_dtype) if hessian is not None else None
         z, c = np.empty(SLAB_ROWS), np.empty(SLAB_ROWS)
         order = np.empty(SLAB_ROWS, np.int64)
-        weights, largest, in_hessian = np.zeros(2), 0.0, 0.0
+        weights, largest, in_hessian, in_line = np.zeros(2), 0.0, 0.0, 0.0
         for slab, start in enumerate(range(0, X.shape[0], SLAB_ROWS)):
             Xs, ys, ss = (a[start : start + SLAB_ROWS] for a in (X, y, s))
             m = Xs.shape[0]
@@ -384,7 +383,8 @@ class LinearPass:
                 _curved_rows(code, param, Xs, center, inverse, ys, z[:m], ss, curved)
                 hessian += curved[:m].T @ curved[:m]
                 in_hessian += float(ss.sum())
-            if self.direction is not None and self.steps:
+            if self.direction is not None and self.steps and slab % self.line_every == 0:
+                in_line += float(ss.sum())
                 _scores(Xs, center, self.direction[0, :d] * inverse, self.direction[0, d], c)
                 for k, t in enumerate(self.steps):
                     line[k] += _losses(code, param, ys, z[:m] + t * c[:m], ss)
@@ -393,7 +393,7 @@ class LinearPass:
         rising[d], falling[d] = weights
         return LinearStats(
             float(X.shape[0]), sums[0], sums[1], sums[2], rising, falling, weights[0], weights[1],
-            sums[3], sums[4], largest + 1.0, line, hessian, in_hessian,
+            sums[3], sums[4], largest + 1.0, line, in_line, hessian, in_hessian,
         )  # fmt: skip
 
     def _many_outputs(self, X: np.ndarray, y: np.ndarray, s: np.ndarray) -> LinearStats:
@@ -403,14 +403,30 @@ class LinearPass:
         d, K = X.shape[1], self.theta.shape[0]
         P = K * (d + 1)
         # Beside a Hessian, float64 scores and gradients cost nothing, and certificates need them.
-        dtype = X.dtype if self.hessian_dtype is None else np.dtype(np.float64)
+        exact = self.exact or self.hessian_dtype is not None
+        dtype = np.dtype(np.float64) if exact else X.dtype
         T, (Z, A, G) = apart((SLAB, d + 1), dtype), scratch(K, d + 1, dtype)
-        gradient, line, sums = np.zeros((K, d + 1)), np.zeros(len(self.steps)), np.zeros(2)
-        theta = _padded(self.theta, dtype)
-        along = theta if self.direction is None else _padded(self.direction, dtype)
+        gradient, line, sums = np.zeros((K, d + 1)), np.zeros(len(self.steps)), np.zeros(3)
+        theta = padded(self.theta, dtype)
+        along = theta if self.direction is None else padded(self.direction, dtype)
         steps = np.array(self.steps)
         largest = softmax_rows(
-            X, y, s, center, inverse, theta, along, steps, T, Z, A, G, gradient, line, sums
+            X,
+            y,
+            s,
+            center,
+            inverse,
+            theta,
+            along,
+            steps,
+            self.line_every,
+            T,
+            Z,
+            A,
+            G,
+            gradient,
+            line,
+            sums,
         )
         hessian, in_hessian = None, 0.0
         if self.hessian_dtype is not None:
@@ -418,7 +434,7 @@ class LinearPass:
         zero = np.zeros(P)
         return LinearStats(
             float(X.shape[0]), float(s.sum()), sums[0], sums[1], gradient.ravel(), zero, 0.0, 0.0,
-            0.0, 0.0, largest, line, hessian, in_hessian,
+            0.0, 0.0, largest, line, sums[2], hessian, in_hessian,
         )  # fmt: skip
 
     def _softmax_hessian(
@@ -445,10 +461,3 @@ class LinearPass:
                 product[k, :, k, :] = -(r.T @ r)
             hessian -= product
         return hessian.reshape(P, P), weight
-
-
-def _padded(theta: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Parameters (K, d + 1) in a dtype, with an output of zeros where K is odd."""
-    padded = apart((even(len(theta)), theta.shape[1]), dtype)
-    padded[: len(theta)] = theta
-    return padded

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from daskdml.kernels.apart import MARGIN
-from daskdml.kernels.losses import softmax
+from daskdml.kernels.losses import curvature, softmax
 
 SLAB = 64  # rows that stay in cache between their scores and their gradient; a multiple of 8
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -32,6 +32,13 @@ def scratch(K: int, D: int, dtype: np.dtype | type) -> tuple[np.ndarray, np.ndar
     """What the compiled products of a slab's D columns write to: Z and A (SLAB, K) and G (K, D)."""
     of_rows = (SLAB, even(K))
     return apart(of_rows, dtype), apart(of_rows, dtype), apart((even(K), D), dtype)
+
+
+def padded(theta: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
+    """Parameters (K, d + 1) in a dtype, with an output of zeros where K is odd."""
+    out = apart((even(len(theta)), theta.shape[1]), dtype)
+    out[: len(theta)] = theta
+    return out
 
 
 @njit(cache=True, nogil=True, fastmath=_FAST)
@@ -102,12 +109,15 @@ def standardise(X, start, stop, center, inverse, T):  # type: ignore[no-untyped-
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def softmax_rows(X, y, s, center, inverse, W, along, steps, T, Z, A, G, gradient, line, sums):  # type: ignore[no-untyped-def]
+def softmax_rows(  # type: ignore[no-untyped-def]
+    X, y, s, center, inverse, W, along, steps, every, T, Z, A, G, gradient, line, sums
+):
     """Loss, gradient, line and norms of rows X for the coefficients W, in T's dtype.
 
-    `T` (SLAB, d + 1), `Z`, `A` (SLAB, even(K)) and `G` (even(K), d + 1) are scratch; `gradient`
-    (K, d + 1), `line` and sums (of losses and of absolute slopes) are float64 and added to. Returns
-    the largest squared norm of a row.
+    The line is taken over every so many slabs. `T` (SLAB, d + 1), `Z`, `A` (SLAB, even(K)) and `G`
+    (even(K), d + 1) are scratch; `gradient` (K, d + 1), `line` and sums (of losses, of absolute
+    slopes, of the line's weights) are float64 and added to. Returns the largest squared norm of a
+    row.
     """
     K = gradient.shape[0]
     z, p = np.empty(K), np.empty(K)
@@ -130,10 +140,11 @@ def softmax_rows(X, y, s, center, inverse, W, along, steps, T, Z, A, G, gradient
                 A[i, k] = si * p[k]
         _add_products(A, T, G)
         _flush(G, gradient)
-        if line.size > 0:
+        if line.size > 0 and start % (SLAB * every) == 0:
             # The slopes' places take the scores along the direction.
             _scores(T, along, A)
             for i in range(m):
+                sums[2] += s[start + i]
                 for at in range(line.size):
                     for k in range(K):
                         z[k] = np.float64(Z[i, k]) + steps[at] * A[i, k]
@@ -142,26 +153,37 @@ def softmax_rows(X, y, s, center, inverse, W, along, steps, T, Z, A, G, gradient
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def curved_product(T, p, share, W, Z, A, G, total):  # type: ignore[no-untyped-def]
-    """total = sum over rows of share * C u t' with u = W t and C the curvature of the row's loss.
+def curved_rows(code, param, X, y, s, center, inverse, W, V, T, Z, A, G, total, mean):  # type: ignore[no-untyped-def]
+    """total += sum over rows of s * C u t' with u = V t and C the curvature of the row's loss.
 
-    `T` (m, d + 1) holds standard rows, a multiple of SLAB of them (zeros at the end);
-    ``C = diag(p) - p p'`` for K > 1 outputs and p for one. `Z`, `A` and `G` are scratch as in
-    `softmax_rows`.
+    C is ``diag(p) - p p'`` for more than one output, else that of the loss called `code`; the sum
+    of s * diag(C) is added to `mean` (K,). Scratch is as in `softmax_rows`.
     """
     K = total.shape[0]
-    total[:] = 0.0
-    for start in range(0, T.shape[0], SLAB):
-        slab = T[start : start + SLAB]
-        _scores(slab, W, Z)
-        for i in range(min(SLAB, p.shape[0] - start)):
-            mean = 0.0
-            if K > 1:
-                for k in range(K):
-                    mean += p[start + i, k] * Z[i, k]
+    z, p = np.empty(K), np.empty(K)
+    for start in range(0, X.shape[0], SLAB):
+        stop = min(start + SLAB, X.shape[0])
+        m = stop - start
+        T[m:] = 0
+        standardise(X, start, stop, center, inverse, T)
+        _scores(T, W, Z)
+        _scores(T, V, A)
+        for i in range(m):
+            si = s[start + i]
+            if K == 1:
+                c = si * curvature(code, param, y[start + i], np.float64(Z[i, 0]))
+                mean[0] += c
+                A[i, 0] *= c
+                continue
             for k in range(K):
-                A[i, k] = share[start + i] * p[start + i, k] * (Z[i, k] - mean)
-        for i in range(max(p.shape[0] - start, 0), SLAB):
-            A[i] = 0
-        _add_products(A, slab, G)
+                z[k] = Z[i, k]
+            softmax(z, p)
+            u = 0.0
+            for k in range(K):
+                u += p[k] * A[i, k]
+            for k in range(K):
+                mean[k] += si * p[k] * (1.0 - p[k])
+                A[i, k] = si * p[k] * (A[i, k] - u)
+        A[m:] = 0
+        _add_products(A, T, G)
         _flush(G, total)

@@ -14,7 +14,7 @@ from daskdml.kernels.losses import Multinomial, Squared
 from daskdml.solvers import certificates
 from daskdml.solvers.base import STUCK, Problem, Report, Run, SolveOf, StatsOf
 from daskdml.solvers.certificates import Certificate, Model
-from daskdml.solvers.search import Searched, shorten
+from daskdml.solvers.search import Searched, line_every, shorten
 
 SAMPLE_STEPS = 15
 HEAD = 8  # of a block's rows, the part on which its solution is begun
@@ -86,6 +86,7 @@ class Newton:
         at = LinearPass(
             problem.loss, problem.coordinates, state.theta, state.direction, state.steps,
             state.dtype, 1 if quadratic or state.whole else max(1, run.data.n_rows // enough),
+            line_every(run.data.n_rows),
         )  # fmt: skip
         label = f"{run.label}-newton"
         # Two passes are the rule after a sample; fresh memory for blocks costs as much as a read.

@@ -43,7 +43,17 @@ def sample_groups(groups: Sequence[Group]) -> tuple[Group, ...]:
     """Groups spread over the data for a warm start; a function of the data alone."""
     if len(groups) < 3:
         return ()
-    n = min(SAMPLE_GROUPS, max(1, round(SAMPLE_SHARE * len(groups))))
+    return spread(groups, min(SAMPLE_GROUPS, max(1, round(SAMPLE_SHARE * len(groups)))))
+
+
+def spread(groups: Sequence[Group], n: int) -> tuple[Group, ...]:
+    """n of the groups, at equal distances.
+
+    Examples
+    --------
+    >>> spread("abcdef", 2)
+    ('b', 'e')
+    """
     return tuple(groups[int((i + 0.5) * len(groups) / n)] for i in range(n))
 
 

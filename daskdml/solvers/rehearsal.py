@@ -14,7 +14,7 @@ import numpy as np
 
 from daskdml.engine.graphs import Group
 from daskdml.kernels.block import Block
-from daskdml.kernels.curvature import LocalNewton
+from daskdml.kernels.curvature import HessianProduct
 from daskdml.kernels.linear import Coordinates, LinearPass
 from daskdml.kernels.losses import Squared
 from daskdml.kernels.sgd import SGDConfig, sgd_block
@@ -29,7 +29,7 @@ def _one_row(targets: Targets, dtype: np.dtype[Any]) -> Block:
 
 
 def rehearse_linear(problem: Problem, dtype: np.dtype[Any], hessian: bool) -> None:
-    """Statistics of a row, with a Hessian, or with a step of local SGD and Newton's equation.
+    """Statistics of a row, with a Hessian, or with a step of local SGD and a Hessian's product.
 
     Parameters
     ----------
@@ -50,10 +50,8 @@ def rehearse_linear(problem: Problem, dtype: np.dtype[Any], hessian: bool) -> No
     if not isinstance(small.loss, Squared):
         start = Iterate(theta, np.zeros_like(theta), 0.0, 0)
         Walk(small, 0, 0)(start, block, Group(0, 0, 1), 0, 0)
-    solve = LocalNewton(
-        small.loss, small.coordinates, theta, small.penalty, np.ones_like(theta), small.mask
-    )
-    SolveOf(small.targets, solve)(block)
+    product = HessianProduct(small.loss, small.coordinates, theta, theta)
+    SolveOf(small.targets, product)(block)
 
 
 def rehearse_sgd(config: SGDConfig, targets: Targets, dtype: np.dtype[Any]) -> None:

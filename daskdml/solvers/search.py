@@ -13,7 +13,9 @@ from daskdml.solvers.base import Problem
 BACKTRACKS = (-0.5, -0.75, -0.9, -0.97, -0.99, -0.999, -1.0)  # from the full step back to none
 NEAR = 1e-2  # predicted decrease, relative to f, below which a full step hardly ever fails
 SLOW = 0.3  # of the decrease predicted last: a step that leaves more had a bad Hessian
+LINE_ROWS = 100_000  # rows that tell which of a few steps is best
 ROUND_OFF = 1e-14  # of f, relative
+LINE_EVERY = 8  # slabs of rows, at most: with so few, the line costs little
 S = TypeVar("S", bound="Searched")
 _SUFFICIENT = 1e-4  # of the predicted decrease (Armijo)
 
@@ -73,6 +75,11 @@ class Searched:
         return bool(np.isfinite(self.f_before)) and near and self.left(decrement2) > SLOW
 
 
+def line_every(rows: int) -> int:
+    """Over every so many slabs of so many rows the line is taken."""
+    return max(1, min(LINE_EVERY, rows // LINE_ROWS))
+
+
 def shorten(problem: Problem, state: S, stats: LinearStats, f: float) -> S | None:
     """The state at a shorter step where the full one did not decrease f enough, else None."""
     if state.direction is None:
@@ -89,8 +96,12 @@ def shorten(problem: Problem, state: S, stats: LinearStats, f: float) -> S | Non
         )  # fmt: skip
     points = [state.theta + t * state.direction for t in state.steps]
     values = [
-        problem.objective(loss, stats.weight, p) for loss, p in zip(stats.line, points, strict=True)
+        problem.objective(loss, stats.line_weight, p)
+        for loss, p in zip(stats.line, points, strict=True)
     ]
     best = int(np.argmin(np.where(np.isfinite(values), values, np.inf)))
-    reach = state.reach * max(1.0 + state.steps[best], 1e-3)
-    return replace(state, theta=points[best], direction=None, reach=reach)
+    kept = 1.0 + state.steps[best]
+    return replace(
+        state, theta=points[best], direction=kept * state.direction if kept > 0 else None,
+        slope=kept * state.slope, reach=state.reach * max(kept, 1e-3),
+    )  # fmt: skip

@@ -25,6 +25,19 @@ def test_both_panels_show_every_record(tmp_path):
     figure.savefig(tmp_path / "convergence.png")
 
 
+def test_what_is_known_at_the_end_is_drawn_where_it_says_more():
+    """A pass that could certify nothing gets its distance to the best lower bound, of any pass."""
+    first, *rest = history()
+    trivial = replace(first, gap=first.objective, relative=1.0)
+    gap = plot_convergence([trivial, *rest]).axes[0]
+    certified, known = gap.lines
+    assert certified.get_ydata()[0] == 1.0
+    least = OBJECTIVES[-1] - GAPS[-1]
+    expected = [(f - least) / f for f in OBJECTIVES]
+    assert list(known.get_ydata()) == pytest.approx(expected, rel=1e-6)
+    assert [t.get_text() for t in gap.get_legend().get_texts()][1] == "known at the end"
+
+
 def test_records_that_tell_nothing_are_left_out():
     """A pass without a certificate or with an infinite one has no point; an exact fit has one."""
     first, second, third = history()

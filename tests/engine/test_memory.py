@@ -254,14 +254,3 @@ def test_a_fit_under_a_hard_cap(where, large, tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["relative"] <= 1e-6 and found["score"] > 0.7
     assert max(found["peaks"]) <= found["limit"], found
-
-
-def test_scratch_of_passes_that_read_nothing_ahead_stands_in_for_a_block():
-    """It adds to the plan only where it is more than the block that is not read meanwhile."""
-    plan = fit_plan(replace(PLAN, needs=Needs(alone=30 * MB)))
-    assert plan.prefetch == 1 and plan.streaming == fit_plan(PLAN).streaming
-    assert plan.spare(ahead=True) == 50 * MB
-    more = fit_plan(replace(PLAN, needs=Needs(alone=100 * MB)))
-    assert more.streaming - plan.streaming == pytest.approx(1.05 * 50 * MB, abs=MB)
-    tight = replace(more, limit=more.streaming + 10 * MB)
-    assert 9 * MB < tight.spare(ahead=False) < 10 * MB < tight.spare(ahead=True)

@@ -8,6 +8,7 @@ import pytest
 from daskdml.kernels.block import Block
 from daskdml.kernels.linear import SLAB_ROWS, Coordinates, LinearPass, moments, scores
 from daskdml.kernels.losses import Logistic, Multinomial, Squared
+from daskdml.kernels.products import SLAB
 
 N, D = 2 * SLAB_ROWS + 77, 4  # three slabs, the last one short
 RNG = np.random.default_rng(0)
@@ -22,7 +23,7 @@ CASES = {
 }
 
 
-def objective(loss, theta, y):
+def objective(loss, theta, y, S=S):
     """Weighted sum of losses, by NumPy."""
     z = T @ theta.T
     if isinstance(loss, Multinomial):
@@ -41,7 +42,7 @@ def test_derivatives(case, dtype):
     direction = RNG.standard_normal((K, D + 1))
     rows = X.astype(dtype)
     stats = LinearPass(
-        loss, COORDINATES, theta, direction, (-0.5, 0.25), np.dtype(dtype).type
+        loss, COORDINATES, theta, direction, (-0.5, 0.25), np.dtype(dtype).type, line_every=2
     )(rows, y, S)  # fmt: skip
     tol = 1e-10 if dtype == "f8" else 1e-5
     assert np.isclose(stats.loss, objective(loss, theta, y), rtol=tol)
@@ -55,7 +56,10 @@ def test_derivatives(case, dtype):
         e = e.reshape(theta.shape)
         numeric[j] = (objective(loss, theta + e, y) - objective(loss, theta - e, y)) / (2 * h)
     assert np.allclose(stats.gradient, numeric, atol=1e-3, rtol=1e-5)
-    lines = [objective(loss, theta + t * direction, y) for t in (-0.5, 0.25)]
+    slab = SLAB if isinstance(loss, Multinomial) else SLAB_ROWS
+    part = np.where(np.arange(N) // slab % 2 == 0, S, 0.0)
+    assert np.isclose(stats.line_weight, part.sum())
+    lines = [objective(loss, theta + t * direction, y, part) for t in (-0.5, 0.25)]
     assert np.allclose(stats.line, lines, rtol=tol)
     shifted = LinearPass(loss, COORDINATES, theta + h * direction)(X, y, S).gradient
     slope = (shifted - LinearPass(loss, COORDINATES, theta - h * direction)(X, y, S).gradient) / (

@@ -64,20 +64,24 @@ def test_certificates_with_hessians_of_a_part(rows, n_classes, C, tmp_path):
     assert model.n_iter_ <= 12
 
 
+@pytest.mark.parametrize("C", [1e-3, 1.0, 1e6])
 @pytest.mark.parametrize("n_classes", [2, 4])
-@pytest.mark.parametrize("rows", ["plain", "correlated"])
-def test_estimates_without_hessians(rows, n_classes, tmp_path, monkeypatch):
+@pytest.mark.parametrize("rows", ["plain", "correlated", "ill-conditioned", "drifting", "sorted"])
+def test_estimates_without_hessians(rows, n_classes, C, tmp_path, monkeypatch):
     """With too many parameters for a Hessian, estimates are within two of the truth as well."""
     monkeypatch.setattr(daskdml.solvers.lbfgs, "DENSE", 0)
     X, y = data(rows, n_classes)
     ds = write_dataset(tmp_path / "a.zarr", X, y, chunks=2000)
-    best = LogisticRegression(solver="newton", tol=1e-14, max_iter=30).fit(ds).certificate_
-    for tol in (1e-2, 1e-4, 1e-6):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        exact = LogisticRegression(C=C, solver="newton", tol=1e-14, max_iter=30).fit(ds)
+    best = exact.certificate_.objective
+    for tol in (1e-1, 1e-2, 1e-4, 1e-6, 1e-8):
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)
-            model = LogisticRegression(solver="lbfgs", tol=tol).fit(ds)
-        gap, true = model.certificate_.gap, model.certificate_.objective - best.objective
-        rounding = 6e-8 * best.objective if n_classes > 2 else 0.0  # of float32 scores
-        assert not model.certificate_.rigorous
-        assert true / 2 <= gap <= 2 * true + rounding
-        assert model.n_iter_ <= 6
+            model = LogisticRegression(C=C, solver="lbfgs", tol=tol).fit(ds)
+        certificate, true = model.certificate_, model.certificate_.objective - best
+        blur = 1.2e-7 * best if n_classes > 2 and tol >= 1e-7 else 0.0  # of float32 scores
+        assert certificate.gap <= 2 * true + blur or certificate.rigorous
+        assert true / (1 if certificate.rigorous else 2) <= certificate.gap + 1e-13 * best
+        assert model.n_iter_ <= 12
