@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import reports
-from benchmarks.data import W1, W2
+from benchmarks.data import W1, W2, W2_SCALED
 
 
 def main() -> None:
@@ -26,14 +26,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("out/benchmarks"))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    w1, w2 = (replace(w, rows=int(w.rows * args.scale)) for w in (W1, W2))
+    of = {"w2": W2, "w2-sgd": W2, "w2-scaled": W2_SCALED}
     names = list(reports.REPORTS) if args.what == "all" else [args.what]
     packages = ["daskdml", "numpy", "zarr", "dask", "scikit-learn", "numba"]
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
     print(f"Python {platform.python_version()}, {versions}")
     print("Command: python -m benchmarks " + " ".join(sys.argv[1:]))
     for name in names:
-        rows = reports.REPORTS[name](w2 if name.startswith("w2") else w1, args.folder, args.runs)
+        work = of.get(name, W1)
+        work = replace(work, rows=int(work.rows * args.scale))
+        rows = reports.REPORTS[name](work, args.folder, args.runs)
         (args.folder / f"{name}.json").write_text(json.dumps(rows, indent=1))
         print(f"\n{name}\n" + reports.table(rows), flush=True)
 

@@ -85,3 +85,4 @@ class Workload:
 
 W1 = Workload("w1", 4_000_000, 100, 2, 100.0)
 W2 = Workload("w2", 500_000, 784, 10, 1.0, chunk=12_500)
+W2_SCALED = Workload("w2-scaled", 500_000, 784, 10, 100.0, chunk=12_500)  # columns as W1's

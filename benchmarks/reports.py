@@ -72,7 +72,7 @@ def second_order(work: Workload, folder: Path, runs: int) -> list[Row]:
     solvers = ("newton-cholesky", "lbfgs") if work.classes == 2 else ("lbfgs",)
     for solver in solvers:
         row = _reaching(path, best, runs, "sklearn_logistic", solver=solver)
-        add(f"scikit-learn {solver}, in memory", row)
+        add(f"scikit-learn {solver}, tol={row['tol']:g}, in memory", row)
     if importlib.util.find_spec("dask_ml") and work.classes == 2:
         for solver in ("newton", "lbfgs"):
             row = _reaching(path, best, runs, "dask_ml_logistic", solver=solver)
@@ -127,6 +127,7 @@ REPORTS: dict[str, Callable[[Workload, Path, int], list[Row]]] = {
     "w1": second_order,
     "w1-sgd": sgd,
     "w2": second_order,
+    "w2-scaled": second_order,
     "w2-sgd": sgd,
     "growth": growth,
     "overlap": overlapping,

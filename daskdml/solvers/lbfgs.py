@@ -10,9 +10,9 @@ import numpy as np
 
 from daskdml.engine.graphs import Group
 from daskdml.engine.memory import Needs
-from daskdml.engine.run import Data
+from daskdml.engine.run import Data, PassTotals
 from daskdml.kernels.curvature import GRAM_SLAB
-from daskdml.kernels.linear import LinearPass
+from daskdml.kernels.linear import LinearPass, LinearStats
 from daskdml.kernels.losses import Multinomial, Squared
 from daskdml.kernels.products import SLAB
 from daskdml.solvers import certificates
@@ -21,7 +21,7 @@ from daskdml.solvers.certificates import Certificate, Model
 from daskdml.solvers.newton import Newton, centred, newton_model, nowhere, proven_bound
 from daskdml.solvers.precondition import GRAM, GRAM_GROUPS, Blocks, OnSample
 from daskdml.solvers.problems import spread
-from daskdml.solvers.search import NEAR, Searched, line_every, shorten
+from daskdml.solvers.search import NEAR, Searched, cut, line_every, shorten
 
 PAIRS = 10
 ESTIMATE = (
@@ -39,18 +39,25 @@ LITTLE = 0.1  # decrease to come, relative to f, below which quadratic models ar
 
 @dataclass(frozen=True)
 class LBFGSState(Searched):
-    """A point, the step that led to it, and the last pairs of steps and gradient changes.
+    """A point, the step that led to it, and what is known from the steps before.
 
-    `whole` is whether Hessians are taken over all rows, since a part of them was no good, and
-    `doubled` how often the sample was doubled for that reason. `near` is the sample's Hessian's;
-    `exact` whether sums are taken in float64, since
-    float32 hides what is left.
+    Parameters
+    ----------
+    origin, gradient : ndarray of shape (K, d + 1) or None
+        Where the step began, and the gradient there.
+    pairs : tuple of (ndarray, ndarray)
+        The last steps and the changes of the gradient that they made.
+    doubled : int
+        How often the sample was doubled, since its Hessian was no good.
+    near : Blocks or None
+        Of the sample's Hessian where the step began.
+    exact : bool
+        Whether sums are taken in float64, since float32 hides what is left.
     """
 
     origin: np.ndarray | None = None
     gradient: np.ndarray | None = None
     pairs: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
-    whole: bool = False
     doubled: int = 0
     near: Blocks | None = None
     exact: bool = False
@@ -107,52 +114,48 @@ class LBFGS:
         return LBFGSState(theta, theta)
 
     def step(self, problem: Problem, run: Run, state: LBFGSState) -> tuple[LBFGSState, Report]:
-        """One pass over all rows, and maybe the sample's equations, for the next direction."""
-        label = f"{run.label}-lbfgs"
-        dense = len(problem.free) <= DENSE
-        enough = DENSE_ROWS * len(problem.free)
-        every = 1 if state.whole else max(1, run.data.n_rows // enough)
-        at = LinearPass(
-            problem.loss, problem.coordinates, state.theta, state.direction, state.steps,
-            np.float64 if dense else None, every, line_every(run.data.n_rows), state.exact,
-        )  # fmt: skip
-        stats, totals = run.data.map_reduce(StatsOf(problem.targets, at), label)
+        """One pass over all rows, and maybe several over the sample, for the next direction."""
+        label, dense = f"{run.label}-lbfgs", len(problem.free) <= DENSE
+        stats, totals = self._pass(problem, run, state, label)
         f = problem.objective(stats.loss, stats.weight, state.theta)
-        shorter = shorten(problem, state, stats, f)
+        shorter = (cut if dense else shorten)(problem, state, stats, f)
         if shorter is not None:
-            proven = proven_bound(problem, stats, f, state.theta, np.inf)
-            if dense and not state.whole and np.isfinite(state.f_before):
-                shorter = replace(shorter, whole=True, reach=1.0)  # with a Hessian of all rows
-            elif not dense and -state.slope <= NEAR * abs(state.f_before):
+            if not dense and -state.slope <= NEAR * abs(state.f_before):
                 shorter = replace(shorter, doubled=state.doubled + 1)
+            proven = proven_bound(problem, stats, f, state.theta, np.inf)
             return shorter, Report(label, totals, f, proven, state.theta)
         g = problem.gradient(stats, state.theta).reshape(state.theta.shape) * problem.mask
         pairs = _with_pair(state, g)
-        model = newton_model(problem, stats, state.theta, f, np.float64) if dense else None
         rows = self._rows(problem, run.data, state.doubled)
-        on_sample = OnSample(problem, run, state.theta, rows, state.near)
-        solve = on_sample if model is None else _OnPart(problem, model)
-        direction = centred(problem, -_two_loops(g, pairs, solve))
+        solve = (
+            _OnPart(problem, newton_model(problem, stats, state.theta, f, np.float64))
+            if dense else OnSample(problem, run, state.theta, rows, state.near)
+        )  # fmt: skip
+        direction = state.stride * centred(problem, -_two_loops(g, pairs, solve))
         slope = float(np.sum(g * direction))
-        at_point = np.inf if model is None else certificates.bounds(model)[0]
-        certificate = proven_bound(problem, stats, f, state.theta, at_point)
-        estimate = None
-        if model is not None or on_sample.settled:
-            estimate = _estimate(problem, state, f, -slope, model, run.data.source.dtype)
-        if estimate is not None and certificate.gap > 2 * estimate.gap:
-            certificate = estimate
+        decrement2 = -slope / state.stride
+        certificate = _certificate(problem, state, stats, f, decrement2, solve, run.data)
         reason = nowhere(problem, stats)
-        if state.f_before - f <= 1e-15 * abs(f) and -slope <= 1e-15 * abs(f):
+        if state.f_before - f <= 1e-15 * abs(f) and decrement2 <= 1e-15 * abs(f):
             reason = STUCK
-        crawls = state.crawls(-slope)
-        stride = state.stride
-        step = stride * direction
+        crawls = state.crawls(decrement2)
         after = LBFGSState(
-            state.theta + step, step, f, stride * slope, stride, state.theta, g, pairs,
-            state.whole or crawls, state.doubled + crawls, on_sample.near,
-            state.exact or -slope <= EXACT * abs(f),
+            state.theta + direction, direction, f, slope, state.stride, state.whole or crawls,
+            state.theta, g, pairs, state.doubled + crawls, solve.near,
+            state.exact or decrement2 <= EXACT * abs(f),
         )  # fmt: skip
         return after, Report(label, totals, f, certificate, state.theta, reason)
+
+    def _pass(
+        self, problem: Problem, run: Run, state: LBFGSState, label: str
+    ) -> tuple[LinearStats, PassTotals]:
+        dense, rows = len(problem.free) <= DENSE, run.data.n_rows
+        every = 1 if state.whole else max(1, rows // (DENSE_ROWS * len(problem.free)))
+        at = LinearPass(
+            problem.loss, problem.coordinates, state.theta, state.direction, state.steps,
+            np.float64 if dense else None, every, line_every(rows), state.exact,
+        )  # fmt: skip
+        return run.data.map_reduce(StatsOf(problem.targets, at), label)
 
     def _rows(self, problem: Problem, data: Data, doubled: int) -> tuple[Group, ...]:
         """Groups with rows enough for a Hessian, the sample's at least."""
@@ -161,51 +164,77 @@ class LBFGS:
         return spread(data.groups, min(len(data.groups), max(len(self.sample), n)))
 
 
-def _estimate(
-    problem: Problem,
-    state: LBFGSState,
-    f: float,
-    decrement2: float,
-    model: Model | None,
-    dtype: np.dtype,
-) -> Certificate | None:
-    """Half of the squared decrement, where that is near the gap, else None.
-
-    It is where the last step did what its model had said, little is left to gain, and f is flat
-    where the model has no curvature. Without a model, slow progress shows that the sample is unlike
-    the other rows, or that its equations are not solved well enough; if steps go on to leave as
-    much as the last one did, the decreases to come add up to a geometric series.
-    """
-    squared = isinstance(problem.loss, Squared)
-    if model is not None:
-        decrement2 = model.decrement2()
-    if not state.as_said(f, 0.2 if model else 0.4) or not (squared or decrement2 <= LITTLE * f):
-        return None
-    if model is not None:
-        believed = not model.singular or model.flat
-        kind = certificates.ESTIMATE
-        gap = 0.5 * decrement2 + certificates.EPS * f
-        return Certificate(f, gap, kind, False) if believed else None
-    left = max(state.left(decrement2), 0.0)
-    if left > STALLED:
-        return None
-    eps = certificates.EPS
-    if isinstance(problem.loss, Multinomial) and not state.exact:
-        eps = 0.5 * float(np.finfo(dtype).eps)  # scores are taken in the rows' dtype
-    return Certificate(f, 0.5 * decrement2 / (1.0 - left) + eps * f, ESTIMATE, False)
-
-
 @dataclass(frozen=True)
 class _OnPart:
     """Right-hand side -> solution of Newton's equation with the Hessian over some rows."""
 
     problem: Problem
     model: Model
+    near: None = None
 
     def __call__(self, q: np.ndarray) -> np.ndarray:
         free, out = self.problem.free, self.problem.zeros()
         out.flat[free] = -replace(self.model, g=q.ravel()[free] / self.model.unit).step()
         return centred(self.problem, out)
+
+
+def _certificate(
+    problem: Problem,
+    state: LBFGSState,
+    stats: LinearStats,
+    f: float,
+    decrement2: float,
+    solved: _OnPart | OnSample,
+    data: Data,
+) -> Certificate:
+    """A proven bound, or an estimate that says much more."""
+    if isinstance(solved, _OnPart):
+        at_point = certificates.bounds(solved.model)[0]
+        proven = proven_bound(problem, stats, f, state.theta, at_point)
+        estimate = _estimate_on_part(problem, state, f, solved.model)
+    else:
+        proven = proven_bound(problem, stats, f, state.theta, np.inf)
+        estimate = None
+        if solved.settled:
+            estimate = _estimate_on_sample(problem, state, f, decrement2, data.source.dtype)
+    return estimate if estimate is not None and proven.gap > 2 * estimate.gap else proven
+
+
+def _little(problem: Problem, f: float, decrement2: float) -> bool:
+    return isinstance(problem.loss, Squared) or decrement2 <= LITTLE * f
+
+
+def _estimate_on_part(
+    problem: Problem, state: LBFGSState, f: float, model: Model
+) -> Certificate | None:
+    """Half of the squared decrement, where that is near the gap, else None.
+
+    It is where the last step did what its model had said, little is left to gain, and f is flat
+    where the model has no curvature.
+    """
+    decrement2 = model.decrement2()
+    flat = not model.singular or model.flat
+    if not (flat and state.as_said(f) and _little(problem, f, decrement2)):
+        return None
+    return Certificate(f, 0.5 * decrement2 + certificates.EPS * f, certificates.ESTIMATE, False)
+
+
+def _estimate_on_sample(
+    problem: Problem, state: LBFGSState, f: float, decrement2: float, dtype: np.dtype
+) -> Certificate | None:
+    """Half of the squared decrement, where that is near the gap, else None.
+
+    It is where the last step did about what its model had said and little is left to gain. Slow
+    progress shows that the sample is unlike the other rows: if steps go on to leave as much as the
+    last one did, the decreases to come add up to a geometric series.
+    """
+    left = max(state.left(decrement2), 0.0)
+    if left > STALLED or not (state.as_said(f, 0.4) and _little(problem, f, decrement2)):
+        return None
+    eps = certificates.EPS
+    if isinstance(problem.loss, Multinomial) and not state.exact:
+        eps = 0.5 * float(np.finfo(dtype).eps)  # scores are taken in the rows' dtype
+    return Certificate(f, 0.5 * decrement2 / (1.0 - left) + eps * f, ESTIMATE, False)
 
 
 def _two_loops(

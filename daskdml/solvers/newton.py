@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from daskdml.kernels.losses import Multinomial, Squared
 from daskdml.solvers import certificates
 from daskdml.solvers.base import STUCK, Problem, Report, Run, SolveOf, StatsOf
 from daskdml.solvers.certificates import Certificate, Model
-from daskdml.solvers.search import Searched, line_every, shorten
+from daskdml.solvers.search import Searched, cut, line_every, shorten
 
 SAMPLE_STEPS = 15
 HEAD = 8  # of a block's rows, the part on which its solution is begun
@@ -25,18 +25,9 @@ ROWS_PER_PARAMETER = 10_000  # of a Hessian: its error is then about a per cent
 
 @dataclass(frozen=True)
 class NewtonState(Searched):
-    """A point, the step that led to it, and how Hessians are taken.
-
-    Parameters
-    ----------
-    dtype : type
-        Of the products of rows.
-    whole : bool
-        Whether over all rows, since those over a part of them were no good.
-    """
+    """A point, the step that led to it, and in which dtype rows are multiplied for Hessians."""
 
     dtype: type = np.float64
-    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,11 +84,9 @@ class Newton:
         run.data.once = bool(self.sample) and sum(r.label == label for r in run.history) < 2
         stats, totals = run.data.map_reduce(StatsOf(problem.targets, at), label)
         f = problem.objective(stats.loss, stats.weight, state.theta)
-        shorter = shorten(problem, state, stats, f)
+        shorter = cut(problem, state, stats, f)
         if shorter is not None:
             proven = proven_bound(problem, stats, f, state.theta, np.inf)
-            if not state.whole and np.isfinite(state.f_before):
-                shorter = replace(shorter, whole=True, reach=1.0)  # with a Hessian of all rows
             return shorter, Report(label, totals, f, proven, state.theta)
         return _advance(problem, state, stats, f, label, totals)
 

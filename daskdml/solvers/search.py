@@ -38,6 +38,8 @@ class Searched:
         Derivative of f along the step where it began.
     reach : float
         Which part of a full step the last one came to.
+    whole : bool
+        Whether Hessians are taken over all rows, since those over a part of them were no good.
     """
 
     theta: np.ndarray
@@ -45,6 +47,7 @@ class Searched:
     f_before: float = np.inf
     slope: float = 0.0
     reach: float = 1.0
+    whole: bool = False
 
     @property
     def stride(self) -> float:
@@ -105,3 +108,11 @@ def shorten(problem: Problem, state: S, stats: LinearStats, f: float) -> S | Non
         state, theta=points[best], direction=kept * state.direction if kept > 0 else None,
         slope=kept * state.slope, reach=state.reach * max(kept, 1e-3),
     )  # fmt: skip
+
+
+def cut(problem: Problem, state: S, stats: LinearStats, f: float) -> S | None:
+    """`shorten`, where Hessians are of a part of the rows: from the first time on, of all."""
+    shorter = shorten(problem, state, stats, f)
+    if shorter is None or state.whole or not np.isfinite(state.f_before):
+        return shorter
+    return replace(shorter, whole=True, reach=1.0)
