@@ -10,6 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 import daskdml.engine.run
 import daskdml.solvers.lbfgs
+import daskdml.solvers.precondition
 from daskdml import LogisticRegression
 from daskdml.io import write_dataset
 
@@ -64,14 +65,8 @@ def test_certificates_with_hessians_of_a_part(rows, n_classes, C, tmp_path):
     assert model.n_iter_ <= 12
 
 
-@pytest.mark.parametrize("C", [1e-3, 1.0, 1e6])
-@pytest.mark.parametrize("n_classes", [2, 4])
-@pytest.mark.parametrize("rows", ["plain", "correlated", "ill-conditioned", "drifting", "sorted"])
-def test_estimates_without_hessians(rows, n_classes, C, tmp_path, monkeypatch):
-    """With too many parameters for a Hessian, estimates are within two of the truth as well."""
-    monkeypatch.setattr(daskdml.solvers.lbfgs, "DENSE", 0)
-    X, y = data(rows, n_classes)
-    ds = write_dataset(tmp_path / "a.zarr", X, y, chunks=2000)
+def check_estimates(ds, C, n_classes):
+    """Estimates at any `tol` are within two of the truth; proven gaps are no less than it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         exact = LogisticRegression(C=C, solver="newton", tol=1e-14, max_iter=30).fit(ds)
@@ -85,3 +80,23 @@ def test_estimates_without_hessians(rows, n_classes, C, tmp_path, monkeypatch):
         assert certificate.gap <= 2 * true + blur or certificate.rigorous
         assert true / (1 if certificate.rigorous else 2) <= certificate.gap + 1e-13 * best
         assert model.n_iter_ <= 12
+
+
+@pytest.mark.parametrize("C", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("rows", ["plain", "correlated", "ill-conditioned", "drifting", "sorted"])
+def test_estimates_without_hessians(rows, n_classes, C, tmp_path, monkeypatch):
+    """With too many parameters for a Hessian."""
+    monkeypatch.setattr(daskdml.solvers.lbfgs, "DENSE", 0)
+    check_estimates(
+        write_dataset(tmp_path / "a.zarr", *data(rows, n_classes), chunks=2000), C, n_classes
+    )
+
+
+@pytest.mark.parametrize("limit", ["GRAM", "MANY"])
+@pytest.mark.parametrize("rows", ["plain", "correlated", "drifting"])
+def test_estimates_with_other_preconditioners(rows, limit, tmp_path, monkeypatch):
+    """With too many features for a block of the Hessian, or with each class's own block."""
+    monkeypatch.setattr(daskdml.solvers.lbfgs, "DENSE", 0)
+    monkeypatch.setattr(daskdml.solvers.precondition, limit, 0)
+    check_estimates(write_dataset(tmp_path / "a.zarr", *data(rows, 4), chunks=2000), 1.0, 4)
