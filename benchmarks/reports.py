@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def _reaching(path: Path, best: float, runs: int, case: str, **arguments: Any) -
     return {**_plain(result), "gap": gap, "tol": tol}
 
 
+def _add(rows: list[Row], name: str, row: Row) -> None:
+    rows.append({"case": name, **row})
+    print(table(rows[-1:]).splitlines()[-1], flush=True)
+
+
 def _plain(result: Row) -> Row:
     return {k: v for k, v in result.items() if k not in ("coef", "intercept")}
 
@@ -49,11 +55,7 @@ def second_order(work: Workload, folder: Path, runs: int) -> list[Row]:
     """Fits to a relative gap of 1e-6: daskdml within two promises against peers in memory."""
     path = work.write(folder)
     rows: list[Row] = []
-
-    def add(name: str, row: Row) -> None:
-        rows.append({"case": name, **row})
-        print(table(rows[-1:]).splitlines()[-1], flush=True)
-
+    add = partial(_add, rows)
     for threads in (1, 2):
         read = median_run(runs, "bare_read", path=path, threads=threads)
         add(f"bare Zarr read, {threads} thread(s)", _plain(read))
@@ -102,8 +104,7 @@ def growth(work: Workload, folder: Path, runs: int) -> list[Row]:
         result = median_run(
             runs, "daskdml_logistic", path=path, promise="500MB", tol=GAP, workers=workers
         )
-        rows.append({"case": name, **_plain(result)})
-        print(table(rows[-1:]).splitlines()[-1], flush=True)
+        _add(rows, name, _plain(result))
 
     for share in (1 / 8, 1 / 4, 1 / 2, 1):
         some = replace(work, rows=int(work.rows * share))

@@ -150,7 +150,7 @@ def _load_all(rehearse: Rehearse) -> None:
     np.asarray(zarr.create_array({}, data=X)[:])  # its threads and its codecs
     moments(Block(X, None, None))
     at = LinearPass(Logistic(), Coordinates.identity(1), theta, theta, (0.0,), np.float32)
-    at(X, np.ones(1), np.ones(1))
+    at(X, np.ones(1, np.int8), np.ones(1))
     if rehearse is not None:
         rehearse()
 
