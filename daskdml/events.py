@@ -74,7 +74,8 @@ class PassStart:
     index : int
         Number of the pass within its fit, from 0.
     n_blocks : int
-        Blocks it will visit, so many `BlockEnd` events follow.
+        Blocks it will visit, so many `BlockEnd` events follow; the equation on a sample that L-BFGS
+        solves visits its blocks several times.
     nbytes : int
         Bytes of rows, decoded, that it will visit.
 

@@ -107,12 +107,14 @@ def _in_hindsight(records: list[Record]) -> list[tuple[Record, float]]:
         for r in records
         if _told(r.objective) and _told(r.gap) and _told(r.relative) and r.relative > 0
     ]
-    # A gap may be that of the next point's objective; the two numbers' ratio tells it.
-    least = max((gap / relative - gap for _, _, gap, relative in told), default=math.inf)
+    # A gap may be that of the next point's objective; the two numbers' ratio tells it. The smallest
+    # is the one to trust: others may be estimates from afar.
+    gap, relative = min(((g, r) for _, _, g, r in told), default=(0.0, 0.0))
+    least = gap / relative - gap if told else math.inf
     points = [(r, (f - least) / abs(f), relative) for r, f, _, relative in told if f > least]
-    if all(gap > 0.5 * relative for _, gap, relative in points):
+    if all(known > 0.5 * relative for _, known, relative in points):
         return []
-    return [(r, gap) for r, gap, _ in points]
+    return [(r, known) for r, known, _ in points]
 
 
 def _label(axes: list[list[Axes]], unit: str, last: tuple[Record, float] | None) -> None:

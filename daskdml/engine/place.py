@@ -32,11 +32,13 @@ def worker_name() -> str:
 
 
 def leave_slot() -> None:
-    """Give up the compute slot of the Dask worker that runs the current task, if one does."""
+    """Give up the compute slot of the Dask worker that runs the current task, if one still does."""
     if current_worker() is not None:
         from distributed import secede
+        from distributed.threadpoolexecutor import thread_state
 
-        secede()
+        if thread_state.proceed:
+            secede()
 
 
 class Slots:

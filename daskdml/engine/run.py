@@ -392,7 +392,9 @@ class Data:
         for record in records:
             told(record)
             if record.pinned:
-                self._where[record.index] = record.worker
+                # In this process, a record names a thread.
+                alone = len(self._names) == 1
+                self._where[record.index] = next(iter(self._names)) if alone else record.worker
         return ended, _totals(records, began, stopped, len(places))
 
     def _block_end(self, label: str, r: tasks.BlockRecord) -> None:

@@ -1,7 +1,7 @@
-"""Products of the Hessian with a vector, and Newton's equation solved by conjugate gradients.
+"""Products of the Hessian with a vector, its blocks, and conjugate gradients.
 
 The Hessian is never formed: for K outputs and d features a product with it costs what two passes
-over the rows' scores cost.
+over the rows' scores cost. Its blocks are, over few rows, to precondition.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def conjugate_gradients(
     decrement, alphas, betas = 0.0, [], [0.0]
     for i in range(1, ITERATIONS + 1):
         if rq <= 0:
-            return x, i - 1, True
+            return x, i - 1, rq == 0
         Ad = product(d)
         curvature = float(np.sum(d * Ad))
         if not curvature > 0:

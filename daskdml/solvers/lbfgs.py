@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from daskdml.engine.graphs import Group
-from daskdml.engine.memory import Needs
+from daskdml.engine.memory import FAN_IN, Needs
 from daskdml.engine.run import Data, PassTotals
 from daskdml.kernels.curvature import GRAM_SLAB
 from daskdml.kernels.linear import LinearPass, LinearStats
@@ -19,9 +19,9 @@ from daskdml.solvers import certificates
 from daskdml.solvers.base import STUCK, Problem, Report, Run, StatsOf
 from daskdml.solvers.certificates import Certificate, Model
 from daskdml.solvers.newton import Newton, centred, newton_model, nowhere, proven_bound
-from daskdml.solvers.precondition import GRAM, GRAM_GROUPS, Blocks, OnSample
+from daskdml.solvers.precondition import GRAM, Blocks, OnSample, factors_nbytes
 from daskdml.solvers.problems import spread
-from daskdml.solvers.search import NEAR, Searched, cut, line_every, shorten
+from daskdml.solvers.search import Searched, cut, line_every, shorten
 
 PAIRS = 10
 ESTIMATE = (
@@ -49,7 +49,7 @@ class LBFGSState(Searched):
         The last steps and the changes of the gradient that they made.
     doubled : int
         How often the sample was doubled, since its Hessian was no good.
-    near : Blocks or None
+    blocks : Blocks or None
         Of the sample's Hessian where the step began.
     exact : bool
         Whether sums are taken in float64, since float32 hides what is left.
@@ -59,7 +59,7 @@ class LBFGSState(Searched):
     gradient: np.ndarray | None = None
     pairs: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
     doubled: int = 0
-    near: Blocks | None = None
+    blocks: Blocks | None = None
     exact: bool = False
 
 
@@ -95,8 +95,8 @@ class LBFGS:
         D, K = problem.n_features + 1, problem.n_outputs
         work, part = 12 * K * D * 8 + SLAB * D * 8, 2 * K * D * 8
         if D <= GRAM:
-            grams = D**2 * 8 + GRAM_SLAB * D * 8 + (GRAM_GROUPS + 1) * D**2 // 2 * 8
-            work = max(work, grams)
+            work += factors_nbytes(K, D) + 2 * D**2 * 8 + GRAM_SLAB * D * 8
+            part = max(part, 5 * D**2 * 8 // FAN_IN)  # few groups, but large sums
         if len(problem.free) <= DENSE:
             last = Newton().needs(problem, data)
             return Needs(max(work, last.work), last.part + part)
@@ -105,7 +105,7 @@ class LBFGS:
     def start(self, problem: Problem, run: Run, theta: np.ndarray | None) -> LBFGSState:
         """Local SGD over the sample, unless a start is given."""
         if theta is not None:
-            return LBFGSState(centred(problem, theta))
+            return LBFGSState(centred(problem, theta), exact=True)  # it may be near the optimum
         if not self.warm:
             return LBFGSState(problem.zeros())
         from daskdml.solvers.local_sgd import warm_start_sgd
@@ -120,16 +120,16 @@ class LBFGS:
         f = problem.objective(stats.loss, stats.weight, state.theta)
         shorter = (cut if dense else shorten)(problem, state, stats, f)
         if shorter is not None:
-            if not dense and -state.slope <= NEAR * abs(state.f_before):
+            if not dense and state.near:
                 shorter = replace(shorter, doubled=state.doubled + 1)
             proven = proven_bound(problem, stats, f, state.theta, np.inf)
             return shorter, Report(label, totals, f, proven, state.theta)
         g = problem.gradient(stats, state.theta).reshape(state.theta.shape) * problem.mask
         pairs = _with_pair(state, g)
-        rows = self._rows(problem, run.data, state.doubled)
+        sample = self._groups(problem, run.data, state.doubled)
         solve = (
             _OnPart(problem, newton_model(problem, stats, state.theta, f, np.float64))
-            if dense else OnSample(problem, run, state.theta, rows, state.near)
+            if dense else OnSample(problem, run, state.theta, sample, state.blocks)
         )  # fmt: skip
         direction = state.stride * centred(problem, -_two_loops(g, pairs, solve))
         slope = float(np.sum(g * direction))
@@ -141,8 +141,8 @@ class LBFGS:
         crawls = state.crawls(decrement2)
         after = LBFGSState(
             state.theta + direction, direction, f, slope, state.stride, state.whole or crawls,
-            state.theta, g, pairs, state.doubled + crawls, solve.near,
-            state.exact or decrement2 <= EXACT * abs(f),
+            _rounding(problem, state, run.data) * abs(f), state.theta, g, pairs,
+            state.doubled + crawls, solve.blocks, state.exact or decrement2 <= EXACT * abs(f),
         )  # fmt: skip
         return after, Report(label, totals, f, certificate, state.theta, reason)
 
@@ -157,11 +157,11 @@ class LBFGS:
         )  # fmt: skip
         return run.data.map_reduce(StatsOf(problem.targets, at), label)
 
-    def _rows(self, problem: Problem, data: Data, doubled: int) -> tuple[Group, ...]:
+    def _groups(self, problem: Problem, data: Data, doubled: int) -> tuple[Group, ...]:
         """Groups with rows enough for a Hessian, the sample's at least."""
-        enough = SAMPLE_ROWS * (problem.n_features + 1) * 2**doubled
-        n = math.ceil(enough * len(data.groups) / data.n_rows)
-        return spread(data.groups, min(len(data.groups), max(len(self.sample), n)))
+        share = SAMPLE_ROWS * (problem.n_features + 1) / data.n_rows
+        n = max(len(self.sample), math.ceil(share * len(data.groups)))
+        return spread(data.groups, min(len(data.groups), n * 2 ** min(doubled, 30)))
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class _OnPart:
 
     problem: Problem
     model: Model
-    near: None = None
+    blocks: None = None
 
     def __call__(self, q: np.ndarray) -> np.ndarray:
         free, out = self.problem.free, self.problem.zeros()
@@ -196,7 +196,7 @@ def _certificate(
         proven = proven_bound(problem, stats, f, state.theta, np.inf)
         estimate = None
         if solved.settled:
-            estimate = _estimate_on_sample(problem, state, f, decrement2, data.source.dtype)
+            estimate = _estimate_on_sample(problem, state, f, decrement2, data)
     return estimate if estimate is not None and proven.gap > 2 * estimate.gap else proven
 
 
@@ -220,7 +220,7 @@ def _estimate_on_part(
 
 
 def _estimate_on_sample(
-    problem: Problem, state: LBFGSState, f: float, decrement2: float, dtype: np.dtype
+    problem: Problem, state: LBFGSState, f: float, decrement2: float, data: Data
 ) -> Certificate | None:
     """Half of the squared decrement, where that is near the gap, else None.
 
@@ -231,10 +231,15 @@ def _estimate_on_sample(
     left = max(state.left(decrement2), 0.0)
     if left > STALLED or not (state.as_said(f, 0.4) and _little(problem, f, decrement2)):
         return None
-    eps = certificates.EPS
-    if isinstance(problem.loss, Multinomial) and not state.exact:
-        eps = 0.5 * float(np.finfo(dtype).eps)  # scores are taken in the rows' dtype
-    return Certificate(f, 0.5 * decrement2 / (1.0 - left) + eps * f, ESTIMATE, False)
+    gap = 0.5 * decrement2 / (1.0 - left) + _rounding(problem, state, data) * f
+    return Certificate(f, gap, ESTIMATE, False)
+
+
+def _rounding(problem: Problem, state: LBFGSState, data: Data) -> float:
+    """Relative round-off of f: scores of several outputs are taken in the rows' dtype at first."""
+    dense = len(problem.free) <= DENSE
+    blurred = isinstance(problem.loss, Multinomial) and not (dense or state.exact)
+    return 0.5 * float(np.finfo(data.source.dtype if blurred else np.float64).eps)
 
 
 def _two_loops(

@@ -122,11 +122,11 @@ class SolveRows:
         """Solve on rows X (n, d), encoded targets y (n,), weights s (n,)."""
         problem, n = self.problem, len(y)
         nothing = Starts(0, problem.zeros(), 0)
-        if not self._all_classes(y):
-            return nothing  # their optimum is at infinity
+        if not (s.any() and self._all_classes(y)):
+            return nothing  # no optimum, or one at infinity
         state, head = NewtonState(problem.zeros(), dtype=self.dtype), n // HEAD
         # Steps from afar need no more rows than that.
-        begins = head >= 10 * len(problem.free) and self._all_classes(y[:head])
+        begins = head >= 10 * len(problem.free) and self._all_classes(y[:head]) and s[:head].any()
         for rows in (head, n) if begins else (n,):
             found = self._steps(state, X[:rows], y, s)
             if found is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_solve
 
 from daskdml.engine.graphs import Group
 from daskdml.engine.run import NOTHING
@@ -23,6 +23,11 @@ MANY = 20  # iterations, after which a better preconditioner pays
 RIDGE = 1e-6  # of the mean diagonal: rows in float32 do not tell less from 0
 
 
+def factors_nbytes(K: int, D: int) -> int:
+    """Bytes of the factors that `Blocks` may hold."""
+    return 4 * D**2 * (K if K * D**2 <= OWN else 1)
+
+
 @dataclass(frozen=True)
 class Blocks:
     """What is known of the blocks on the diagonal of a sample's Hessian.
@@ -31,14 +36,14 @@ class Blocks:
     ----------
     curvatures : ndarray of shape (K,)
         Mean second derivatives of the loss in each score.
-    grams : ndarray of shape (1, d + 1, d + 1) or (K, d + 1, d + 1), or None
-        The mean of the blocks, or each output's own; None with too many features.
+    factors : tuple of ndarrays of shape (d + 1, d + 1), float32
+        Cholesky factors of the blocks' mean, or of each output's own; none with too many features.
     n_iter : int
         Iterations that the last equation took with them.
     """
 
     curvatures: np.ndarray
-    grams: np.ndarray | None
+    factors: tuple[np.ndarray, ...]
     n_iter: int = 0
 
 
@@ -47,8 +52,8 @@ class OnSample:
     """Right-hand side -> solution of Newton's equation with the Hessian over a sample's rows.
 
     It is solved by conjugate gradients, whose products are passes over the sample. Blocks on the
-    Hessian's diagonal precondition them: multiples of one block for all outputs, or, where that
-    takes many iterations, each output's own.
+    Hessian's diagonal precondition them: multiples of one block for all outputs, or, after an
+    equation that took many iterations, each output's own.
 
     Parameters
     ----------
@@ -57,7 +62,8 @@ class OnSample:
     theta : ndarray of shape (K, d + 1)
         Where the Hessian is taken.
     sample : sequence of Group
-    near : Blocks or None
+        All groups take its place where its rows weigh nothing.
+    blocks : Blocks or None
         At a point nearby, if known; afterwards as found on the way.
     settled : bool
         Whether the equation was solved well enough to believe in the decrement.
@@ -67,18 +73,21 @@ class OnSample:
     run: Run
     theta: np.ndarray
     sample: tuple[Group, ...]
-    near: Blocks | None
+    blocks: Blocks | None
     settled: bool = False
 
     def __call__(self, q: np.ndarray) -> np.ndarray:
         """Solution for the right-hand side q of shape (K, d + 1)."""
         p, self._spent = self.problem, NOTHING
         b = centred(p, q * p.mask)
-        if self.near is None:
-            self.near = Blocks(self._product(b).mean_curvatures, self._grams(None))
-        elif self.near.n_iter > MANY:
-            self.near = replace(self.near, grams=self._grams(*range(p.n_outputs)))
-        curvatures, precondition = self.near.curvatures, self._preconditioner(self.near)
+        if self.blocks is None:
+            curvatures = self._product(b).mean_curvatures
+            self.blocks = Blocks(curvatures, self._factors(curvatures, None))
+        elif self.blocks.n_iter > MANY:
+            outputs = range(p.n_outputs) if self._each_its_own else (None,)
+            factors = self._factors(self.blocks.curvatures, *outputs)
+            self.blocks = replace(self.blocks, factors=factors)
+        curvatures, precondition = self.blocks.curvatures, self._preconditioner(self.blocks)
         penalty = self._penalty(curvatures)
 
         def product(v: np.ndarray) -> np.ndarray:
@@ -88,7 +97,7 @@ class OnSample:
             return centred(p, (found.mean_total + penalty * v) * p.mask)
 
         found, n_iter, self.settled = conjugate_gradients(product, b, precondition)
-        self.near = replace(self.near, curvatures=curvatures, n_iter=n_iter)
+        self.blocks = replace(self.blocks, curvatures=curvatures, n_iter=n_iter)
         self.run.note(Report(self._label, self._spent, None, None, self.theta))
         return found
 
@@ -98,37 +107,41 @@ class OnSample:
         floor = 1e-9 * (float(curvatures.mean()) + float(penalty.max()) + 1e-300)
         return np.where(penalty > 0, penalty, floor)
 
-    def _preconditioner(self, near: Blocks) -> Callable[[np.ndarray], np.ndarray]:
+    def _preconditioner(self, blocks: Blocks) -> Callable[[np.ndarray], np.ndarray]:
         """Right-hand side -> solution with the blocks alone."""
-        p, curvatures = self.problem, near.curvatures[:, None]
-        penalty, mean = self._penalty(near.curvatures), max(float(curvatures.mean()), 1e-300)
-        if near.grams is None:  # features in standard coordinates have a mean square of 1
-            return lambda r: centred(p, r / (np.maximum(curvatures, 1e-3 * mean) + penalty))
-        factors = []
-        for gram in near.grams:
-            ridge = RIDGE * float(np.trace(gram)) / len(gram) + 1e-300
-            factors.append(cho_factor(gram + np.diag(penalty[0] + ridge)))
-        if len(factors) < p.n_outputs:
-            scale = np.maximum(curvatures / mean, 1e-3)
-            return lambda r: centred(p, cho_solve(factors[0], r.T).T / scale)
-        return lambda r: centred(
-            p, np.array([cho_solve(f, row) for f, row in zip(factors, r, strict=True)])
-        )
+        p, factors = self.problem, blocks.factors
+        mean = max(float(blocks.curvatures.mean()), 1e-300)
+        curvatures = np.maximum(blocks.curvatures, 1e-3 * mean)[:, None]
 
-    def _grams(self, *outputs: int | None) -> np.ndarray | None:
-        """Means of the outputs' blocks over some rows; the mean of all for None."""
+        def solve(r: np.ndarray) -> np.ndarray:
+            if not factors:  # features in standard coordinates have a mean square of 1
+                return r / (curvatures + p.penalty)
+            if len(factors) < p.n_outputs:
+                return _solve(factors[0], r.T).T * (mean / curvatures)
+            return np.array([_solve(f, row) for f, row in zip(factors, r, strict=True)])
+
+        return lambda r: centred(p, solve(r) * p.mask)
+
+    @property
+    def _each_its_own(self) -> bool:
+        K, D = self.problem.n_outputs, self.problem.n_features + 1
+        return K > 1 and K * D**2 <= OWN
+
+    def _factors(self, curvatures: np.ndarray, *outputs: int | None) -> tuple[np.ndarray, ...]:
+        """Factors of the outputs' blocks over some rows; of the mean of all for None."""
         p, D, K = self.problem, self.problem.n_features + 1, self.problem.n_outputs
         if D > GRAM:
-            return None
-        if K * D**2 > OWN or K == 1:
-            outputs = (None,)
+            return ()
         part = self.sample[:: -(-len(self.sample) // GRAM_GROUPS)]
         every = max(1, sum(g.rows for g in part) // (GRAM_ROWS * D))
-        means = []
+        factors = []
         for k in outputs:
             gram = Gram(p.loss, p.coordinates, self.theta, k, every)
-            means.append(self._sum(gram, part).mean / (K if k is None else 1))
-        return np.array(means)
+            block = self._sum(gram, part).mean / (K if k is None else 1)
+            ridge = RIDGE * float(np.trace(block)) / D + 1e-300
+            block[np.diag_indices(D)] += self._penalty(curvatures)[0] + ridge
+            factors.append(np.linalg.cholesky(block).astype(np.float32))
+        return tuple(factors)
 
     def _product(self, v: np.ndarray) -> Curved:
         p = self.problem
@@ -141,7 +154,17 @@ class OnSample:
         return f"{self.run.label}-precondition"
 
     def _sum(self, fn: HessianProduct | Gram, groups: tuple[Group, ...]) -> Any:
-        solve = SolveOf(self.problem.targets, fn)
-        found, totals = self.run.data.map_reduce(solve, self._label, groups)
+        data = self.run.data
+        found, totals = data.map_reduce(SolveOf(self.problem.targets, fn), self._label, groups)
         self._spent = self._spent + totals
-        return found
+        if found.weight > 0 or len(groups) == len(data.groups):
+            return found
+        self.sample = data.groups
+        return self._sum(replace(fn, every=1) if isinstance(fn, Gram) else fn, data.groups)
+
+
+def _solve(factor: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """Solution of ``L L' x = r``, in float32 but for the scale."""
+    scale = float(np.abs(r).max(initial=0.0)) or 1.0
+    x = cho_solve((factor, True), (r / scale).astype(np.float32), check_finite=False)
+    return x.astype(np.float64) * scale

@@ -40,6 +40,8 @@ class Searched:
         Which part of a full step the last one came to.
     whole : bool
         Whether Hessians are taken over all rows, since those over a part of them were no good.
+    blur : float
+        Bound of the round-off of `f_before`, beyond that of sums in float64.
     """
 
     theta: np.ndarray
@@ -48,6 +50,7 @@ class Searched:
     slope: float = 0.0
     reach: float = 1.0
     whole: bool = False
+    blur: float = 0.0
 
     @property
     def stride(self) -> float:
@@ -64,18 +67,23 @@ class Searched:
     def as_said(self, f: float, within: float = 0.2) -> bool:
         """Whether the last step decreased f, now `f`, by about what a quadratic model had said."""
         predicted = -0.5 * self.slope
-        return abs(self.f_before - f - predicted) <= within * predicted + ROUND_OFF * abs(f)
+        blur = ROUND_OFF * abs(f) + self.blur
+        return bool(abs(self.f_before - f - predicted) <= within * predicted + blur)
 
     def left(self, decrement2: float) -> float:
         """Squared decrement now, as a part of the one before the last step; infinite at first."""
         if not np.isfinite(self.f_before):
             return np.inf
-        return (decrement2 - ROUND_OFF * abs(self.f_before)) / max(-self.slope, 1e-300)
+        return float((decrement2 - ROUND_OFF * abs(self.f_before)) / max(-self.slope, 1e-300))
 
     def crawls(self, decrement2: float) -> bool:
         """Whether the last step left too much for one so near the optimum: the Hessian is bad."""
-        near = -self.slope <= NEAR * abs(self.f_before)
-        return bool(np.isfinite(self.f_before)) and near and self.left(decrement2) > SLOW
+        return self.near and self.left(decrement2) > SLOW
+
+    @property
+    def near(self) -> bool:
+        """Whether the last step began near the optimum, as far as its slope tells."""
+        return bool(np.isfinite(self.f_before) and -self.slope <= NEAR * abs(self.f_before))
 
 
 def line_every(rows: int) -> int:
@@ -89,9 +97,9 @@ def shorten(problem: Problem, state: S, stats: LinearStats, f: float) -> S | Non
         return None
     if not np.isfinite(state.f_before):
         return None if f <= problem.blind else replace(state, theta=problem.zeros(), direction=None)
-    if f <= state.f_before + _SUFFICIENT * state.slope + 1e-13 * abs(f):
+    if f <= state.f_before + _SUFFICIENT * state.slope + 1e-13 * abs(f) + state.blur:
         return None
-    if not state.steps:
+    if not state.steps or stats.line_weight == 0:
         half = 0.5 * state.direction
         return replace(
             state, theta=state.theta - half, direction=half, slope=0.5 * state.slope,

@@ -20,6 +20,7 @@ from daskdml.engine import tasks
 from daskdml.engine.graphs import group_rows, pass_graph, tree
 from daskdml.engine.memory import FAN_IN, Needs
 from daskdml.engine.run import Inline, Threads
+from daskdml.engine.runners import forget_blocks
 from daskdml.events import BlockEnd, PassStart
 from tests.conftest import workers
 from tests.engine.sources import Counting, Made, slow_total, total
@@ -62,6 +63,7 @@ def test_pinned_blocks_are_read_once(one_chunk_a_group):
         first = data.map_reduce(total, "sum")[1]
         second = data.map_reduce(total, "sum")[1]
         assert source.alive == 100
+    assert data._held([list(data.groups)], [""]) == set(range(100))
     assert (first.nbytes, first.pinned_rows) == (400 * 16, 0)
     assert (second.nbytes, second.pinned_rows) == (0, 400)
     gc.collect()
@@ -80,6 +82,19 @@ def _overlaps(events):
 
 
 @pytest.mark.cluster
+@pytest.mark.cluster
+def test_pinned_blocks_that_are_gone_are_read_again(one_chunk_a_group, two_workers):
+    """Where a process has forgotten its blocks, the task that wanted one reads it."""
+    with Engine(two_workers, memory_limit="700MB").open(Made(400, 40), Needs()) as data:
+        first = data.map_reduce(total, "sum")
+        again = data.map_reduce(total, "sum")
+        assert again[1].pinned_rows == 400
+        two_workers.run(forget_blocks, data.token)
+        after = data.map_reduce(total, "sum")
+    assert after[1].pinned_rows == 0
+    assert first[0] == again[0] == after[0]
+
+
 def test_reads_hold_no_compute_slot(one_chunk_a_group):
     """On a worker with one thread, blocks are read while others are computed."""
     events = []

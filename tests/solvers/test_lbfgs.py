@@ -100,3 +100,40 @@ def test_estimates_with_other_preconditioners(rows, limit, tmp_path, monkeypatch
     monkeypatch.setattr(daskdml.solvers.lbfgs, "DENSE", 0)
     monkeypatch.setattr(daskdml.solvers.precondition, limit, 0)
     check_estimates(write_dataset(tmp_path / "a.zarr", *data(rows, 4), chunks=2000), 1.0, 4)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_no_intercept(n_classes, tmp_path, monkeypatch):
+    """Parameters that do not move stay out of the sample's equation, too."""
+    monkeypatch.setattr(daskdml.solvers.lbfgs, "DENSE", 0)
+    X, y = data("plain", n_classes)
+    ds = write_dataset(tmp_path / "a.zarr", X + 1, y, chunks=2000)
+    best = LogisticRegression(solver="newton", fit_intercept=False, tol=1e-12).fit(ds)
+    model = LogisticRegression(solver="lbfgs", fit_intercept=False, tol=1e-8).fit(ds)
+    assert model.n_iter_ <= 8
+    assert model.certificate_.objective <= best.certificate_.objective * (1 + 1e-8)
+
+
+def test_a_sample_that_weighs_nothing(tmp_path, monkeypatch):
+    """All rows take its place."""
+    monkeypatch.setattr(daskdml.solvers.lbfgs, "DENSE", 0)
+    X, y = data("plain", 2)
+    weight = np.zeros(len(y))
+    weight[-2000:] = 1.0
+    ds = write_dataset(tmp_path / "a.zarr", X, y, weight, chunks=2000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        best = LogisticRegression(solver="newton", tol=1e-12).fit(ds).certificate_.objective
+        found = LogisticRegression(solver="lbfgs", tol=1e-8).fit(ds).certificate_.objective
+    assert best * (1 - 1e-12) <= found <= best * (1 + 2e-8)
+
+
+def test_a_warm_start_at_the_optimum_stays(tmp_path, monkeypatch):
+    """Round-off of float32 scores makes no step look like one upwards."""
+    monkeypatch.setattr(daskdml.solvers.lbfgs, "DENSE", 0)
+    X, y = data("plain", 3)
+    ds = write_dataset(tmp_path / "a.zarr", X, y, chunks=2000)
+    model = LogisticRegression(solver="lbfgs", tol=1e-7, warm_start=True).fit(ds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        assert model.set_params(tol=1e-9).fit(ds).n_iter_ <= 4
