@@ -113,6 +113,37 @@ def daskdml_sgd(path: Path, replicas: int) -> Result:
             return {"seconds": time.perf_counter() - began, **_solution(clf)}
 
 
+def daskdml_pca(path: Path, n_components: int) -> Result:
+    """daskdml's PCA from the store on a running cluster of two workers."""
+    import daskdml
+
+    with _cluster(2) as (client, warm_up):
+        warm_up(lambda: daskdml.PCA(1), path)
+        with daskdml.Engine(client, "500MB"):
+            began = time.perf_counter()
+            pca = daskdml.PCA(n_components).fit(str(path))
+            seconds = time.perf_counter() - began
+    return {"seconds": seconds, "passes": pca.n_passes_, "components": pca.components_.tolist()}
+
+
+def sklearn_pca(path: Path, n_components: int, incremental: bool) -> Result:
+    """scikit-learn's PCA in memory, or its IncrementalPCA over the same chunks."""
+    from sklearn.decomposition import PCA, IncrementalPCA
+
+    if not incremental:
+        X, _, load = _load(path)
+        began = time.perf_counter()
+        pca = PCA(n_components).fit(X)
+        seconds = time.perf_counter() - began
+        return {"seconds": seconds, "load": load, "components": pca.components_.tolist()}
+    X, _ = _arrays(path)
+    began, pca = time.perf_counter(), IncrementalPCA(n_components)
+    for start in range(0, X.shape[0], X.chunks[0]):
+        pca.partial_fit(X[start : start + X.chunks[0]])
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "components": pca.components_.tolist()}
+
+
 def overlap(path: Path, rows: int) -> Result:
     """On one worker of one thread: a pass that reads, one that computes, one that does both."""
     import daskdml

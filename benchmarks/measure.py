@@ -81,3 +81,15 @@ def objective(path: Path, result: dict[str, Any], C: float = 1.0) -> float:
             total += float((np.log(np.exp(z - top[:, None]).sum(1)) + top).sum())
             total -= float(z[np.arange(len(z)), labels].sum())
     return total / X.shape[0] + float((w**2).sum()) / (2 * C * X.shape[0])
+
+
+def covariance(path: Path) -> np.ndarray:
+    """Covariance of the rows (divided by their number), in float64, read chunk by chunk."""
+    X = zarr.open_group(path, mode="r")["X"]
+    n, d = X.shape
+    total, products, shift = np.zeros(d), np.zeros((d, d)), X[: X.chunks[0]].mean(0, np.float64)
+    for start in range(0, n, X.chunks[0]):
+        rows = X[start : start + X.chunks[0]] - shift
+        total += rows.sum(axis=0)
+        products += rows.T @ rows
+    return products / n - np.outer(total / n, total / n)

@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.data import Workload
-from benchmarks.measure import median_run, objective, run_case
+from benchmarks.measure import covariance, median_run, objective, run_case
 
 Row = dict[str, Any]
 GAP = 1e-6
@@ -96,6 +98,27 @@ def sgd(work: Workload, folder: Path, runs: int) -> list[Row]:
     return rows
 
 
+def pca(work: Workload, folder: Path, runs: int) -> list[Row]:
+    """PCA(20) of a quarter of the rows; the gap is the share of the variance that is missed."""
+    path = replace(work, rows=work.rows // 4).write(folder)
+    C = covariance(path)
+    best = float(np.linalg.eigvalsh(C)[-20:].sum())
+    rows: list[Row] = []
+
+    def add(name: str, case: str, **arguments: Any) -> None:
+        result = median_run(runs, case, path=path, n_components=20, **arguments)
+        V = np.array(result.pop("components"))
+        _add(rows, name, {**result, "gap": 1 - float(np.sum((V @ C) * V)) / best})
+
+    for threads in (1, 2):
+        read = median_run(runs, "bare_read", path=path, threads=threads)
+        _add(rows, f"bare Zarr read, {threads} thread(s)", _plain(read))
+    add("daskdml PCA, 1 GB for 2 workers", "daskdml_pca")
+    add("scikit-learn PCA, in memory", "sklearn_pca", incremental=False)
+    add("scikit-learn IncrementalPCA, the same chunks", "sklearn_pca", incremental=True)
+    return rows
+
+
 def growth(work: Workload, folder: Path, runs: int) -> list[Row]:
     """The same fit on more rows, in more chunks, and on one worker and two."""
     rows: list[Row] = []
@@ -130,6 +153,7 @@ REPORTS: dict[str, Callable[[Workload, Path, int], list[Row]]] = {
     "w2": second_order,
     "w2-scaled": second_order,
     "w2-sgd": sgd,
+    "pca": pca,
     "growth": growth,
     "overlap": overlapping,
 }

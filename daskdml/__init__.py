@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from daskdml.diagnostics.progress import ProgressBar as ProgressBar
     from daskdml.diagnostics.timeline import Timeline as Timeline
     from daskdml.engine.run import Engine as Engine
+    from daskdml.estimators.decomposition import PCA as PCA
     from daskdml.estimators.linear import LinearRegression as LinearRegression
     from daskdml.estimators.linear import LogisticRegression as LogisticRegression
     from daskdml.estimators.linear import Ridge as Ridge
@@ -21,6 +22,7 @@ _HOMES = {
     "Engine": "daskdml.engine.run",
     "LinearRegression": "daskdml.estimators.linear",
     "LogisticRegression": "daskdml.estimators.linear",
+    "PCA": "daskdml.estimators.decomposition",
     "ProgressBar": "daskdml.diagnostics.progress",
     "Ridge": "daskdml.estimators.linear",
     "SGDClassifier": "daskdml.estimators.sgd",
