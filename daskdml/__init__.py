@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from daskdml.diagnostics.timeline import Timeline as Timeline
     from daskdml.engine.run import Engine as Engine
     from daskdml.estimators.decomposition import PCA as PCA
+    from daskdml.estimators.decomposition import TruncatedSVD as TruncatedSVD
     from daskdml.estimators.linear import LinearRegression as LinearRegression
     from daskdml.estimators.linear import LogisticRegression as LogisticRegression
     from daskdml.estimators.linear import Ridge as Ridge
@@ -28,6 +29,7 @@ _HOMES = {
     "SGDClassifier": "daskdml.estimators.sgd",
     "SGDRegressor": "daskdml.estimators.sgd",
     "Timeline": "daskdml.diagnostics.timeline",
+    "TruncatedSVD": "daskdml.estimators.decomposition",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -1,4 +1,4 @@
-"""PCA on data larger than memory."""
+"""PCA and truncated SVD on data larger than memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,91 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from daskdml.estimators.base import LinearEstimator, is_out_of_core
 from daskdml.io.sources import AnySource, as_source
+from daskdml.kernels.covariance import Scatter
 from daskdml.kernels.predict import Predict, as_they_are
 
 
-class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearEstimator):
+class _Decomposition(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearEstimator):
+    """What PCA and TruncatedSVD share: one pass for a scatter matrix, and linear maps."""
+
+    components_: np.ndarray
+
+    def _scatter(self, X: Any, storage_options: Any, at_least: int) -> Scatter:
+        """Of all rows; keeps what the pass took. Refuses too few rows before it reads any."""
+        source = self._rows(X, storage_options, at_least)
+        n, d = source.n_rows, source.n_features
+        if n < at_least:
+            raise ValueError(
+                f"{source.name} has {n} row(s), while a minimum of {at_least} is required by "
+                f"{type(self).__name__}"
+            )
+        wanted, most = self._wanted(n, d)
+        if wanted > most:
+            raise ValueError(
+                f"n_components={wanted} must be at most {most}, with {n} rows and {d} features"
+            )
+        from daskdml.estimators.fitting import find_scatter
+
+        found, attributes = find_scatter(source, f"{type(self).__name__.lower()}-covariance")
+        self._keep(attributes)
+        return found
+
+    def _rows(self, X: Any, storage_options: Any, at_least: int) -> AnySource:
+        if not is_out_of_core(X):
+            X = validate_data(
+                self, X, dtype=[np.float64, np.float32], order="C", ensure_min_samples=at_least
+            )
+            return as_source(X, None, None)
+        source = as_source(X, None, None, storage_options)
+        self._note_features(source)
+        return source
+
+    def _wanted(self, n: int, d: int) -> tuple[int, int]:
+        """How many components are asked for, at least, and how many there can be."""
+        raise NotImplementedError
+
+    def _scale(self) -> np.ndarray:
+        """What a component's coordinate is divided by."""
+        return np.ones(len(self.components_))
+
+    def _center(self) -> np.ndarray:
+        """What is taken off the rows."""
+        return np.zeros(self.components_.shape[1])
+
+    def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        coef = self.components_ / self._scale()[:, None]
+        return coef, -coef @ self._center()
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.components_)
+
+    def transform(self, X: Any, *, storage_options: Any = None, out: Any = None) -> Any:
+        """Coordinates along the components, shape (n, n_components), of X's kind.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            Rows in memory give an array; others a lazy Dask array.
+        storage_options : dict or None
+            For a URL.
+        out : str or None
+            URL of a Zarr array to stream them to, which a rerun completes.
+        """
+        return self._apply(X, as_they_are, storage_options, out)
+
+    def inverse_transform(self, Z: Any) -> Any:
+        """Rows (n, n_features) that have the coordinates Z (n, n_components); Dask for Dask."""
+        check_is_fitted(self)
+        rows = Predict((self.components_ * self._scale()[:, None]).T, self._center(), as_they_are)
+        if not is_out_of_core(Z):
+            return rows(check_array(Z, dtype=[np.float64, np.float32], order="C"))
+        from daskdml.engine.lazy import lazy_rows
+
+        return lazy_rows(as_source(Z, None, None), rows)
+
+
+class PCA(_Decomposition):
     """Principal component analysis in one pass, from the exact covariance matrix.
 
     The pass sums rows' products in a fixed tree, so that the result does not depend on the cluster;
@@ -99,18 +180,8 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearEstimator):
         MemoryError
             If the memory promise is too small; states the smallest that would do.
         """
-        source = self._rows(X, storage_options)
-        n, d = source.n_rows, source.n_features
-        if n < 2:
-            raise ValueError(f"{source.name} has {n} row, while a minimum of 2 is required by PCA")
-        if isinstance(self.n_components, (int, np.integer)) and self.n_components > min(n, d):
-            raise ValueError(
-                f"n_components={self.n_components} must be at most min(n_samples, n_features)="
-                f"{min(n, d)}"
-            )
-        from daskdml.estimators.fitting import find_scatter
-
-        found, attributes = find_scatter(source, "pca-covariance")
+        found = self._scatter(X, storage_options, at_least=2)
+        n, d = found.n, len(found.mean)
         values, vectors = eigh(found.products / (n - 1))
         values, vectors = np.maximum(values[::-1], 0.0)[: min(n, d)], vectors.T[::-1][: min(n, d)]
         total = float(np.trace(found.products)) / (n - 1)
@@ -122,18 +193,11 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearEstimator):
         self.singular_values_ = np.sqrt(values[:k] * (n - 1))
         self.noise_variance_ = float(values[k:].mean()) if k < len(values) else 0.0
         self.n_components_, self.n_samples_ = k, n
-        self._keep(attributes)
         return self
 
-    def _rows(self, X: Any, storage_options: Any) -> AnySource:
-        if not is_out_of_core(X):
-            X = validate_data(
-                self, X, dtype=[np.float64, np.float32], order="C", ensure_min_samples=2
-            )
-            return as_source(X, None, None)
-        source = as_source(X, None, None, storage_options)
-        self._note_features(source)
-        return source
+    def _wanted(self, n: int, d: int) -> tuple[int, int]:
+        k = self.n_components
+        return (int(k) if isinstance(k, (int, np.integer)) else 1), min(n, d)
 
     def _kept(self, ratio: np.ndarray) -> int:
         if self.n_components is None:
@@ -142,41 +206,64 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearEstimator):
             return int(self.n_components)
         return min(len(ratio), int(np.searchsorted(np.cumsum(ratio), self.n_components) + 1))
 
-    @property
-    def _n_features_out(self) -> int:
-        return self.n_components_
+    def _center(self) -> np.ndarray:
+        return self.mean_
 
     def _scale(self) -> np.ndarray:
-        """What a component's coordinate is divided by."""
         if not self.whiten:
-            return np.ones(self.n_components_)
+            return super()._scale()
         tiny = float(np.finfo(np.float64).eps)
         return np.sqrt(np.maximum(self.explained_variance_, tiny))
 
-    def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
-        coef = self.components_ / self._scale()[:, None]
-        return coef, -coef @ self.mean_
 
-    def transform(self, X: Any, *, storage_options: Any = None, out: Any = None) -> Any:
-        """Coordinates along the components, shape (n, n_components), of X's kind.
+class TruncatedSVD(_Decomposition):
+    """Truncated singular value decomposition in one pass, exact: PCA without centring.
 
-        Parameters
-        ----------
-        X : as for `fit`
-            Rows in memory give an array; others a lazy Dask array.
-        storage_options : dict or None
-            For a URL.
-        out : str or None
-            URL of a Zarr array to stream them to, which a rerun completes.
-        """
-        return self._apply(X, as_they_are, storage_options, out)
+    Parameters
+    ----------
+    n_components : int, default=2
+        How many components to keep.
 
-    def inverse_transform(self, Z: Any) -> Any:
-        """Rows (n, n_features) that have the coordinates Z (n, n_components); Dask for Dask."""
-        check_is_fitted(self)
-        rows = Predict((self.components_ * self._scale()[:, None]).T, self.mean_, as_they_are)
-        if not is_out_of_core(Z):
-            return rows(check_array(Z, dtype=[np.float64, np.float32], order="C"))
-        from daskdml.engine.lazy import lazy_rows
+    Attributes
+    ----------
+    components_ : ndarray of shape (n_components, n_features)
+        Right singular vectors of the rows, in the order of falling singular values.
+    singular_values_ : ndarray of shape (n_components,)
+    explained_variance_, explained_variance_ratio_ : ndarray of shape (n_components,)
+        Variances of the rows' coordinates, and as shares of the rows' total variance.
+    n_passes_, bytes_read_, plan_, peak_memory_
+        As for `PCA`.
 
-        return lazy_rows(as_source(Z, None, None), rows)
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from daskdml import TruncatedSVD
+    >>> TruncatedSVD(1).fit(np.diag([3.0, 4.0])).singular_values_
+    array([4.])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(self, n_components: int = 2) -> None:
+        self.n_components = n_components
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None, *, storage_options: Any = None) -> TruncatedSVD:
+        """Fit; see `PCA.fit`."""
+        found = self._scatter(X, storage_options, at_least=1)
+        n, d, k = found.n, len(found.mean), self.n_components
+        squares = found.products + n * np.outer(found.mean, found.mean)
+        values, vectors = eigh(squares, subset_by_index=[d - k, d - 1])
+        _, vectors = svd_flip(None, vectors.T[::-1], u_based_decision=False)
+        self.components_ = vectors.copy()
+        self.singular_values_ = np.sqrt(np.maximum(values[::-1], 0.0))
+        along = np.einsum("kd,de,ke->k", vectors, found.products, vectors)
+        total = float(np.trace(found.products))
+        self.explained_variance_ = np.maximum(along, 0.0) / n
+        self.explained_variance_ratio_ = along / total if total > 0 else np.zeros(k)
+        return self
+
+    def _wanted(self, n: int, d: int) -> tuple[int, int]:
+        return self.n_components, d
