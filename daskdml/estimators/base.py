@@ -81,7 +81,7 @@ class LinearEstimator(BaseEstimator):
             setattr(self, name, value)
 
     def _copy_fitted(self, plain: Any, *names: str) -> Any:
-        """Give another estimator this one's coefficients and what belongs to them."""
+        """Give another estimator this one's fitted attributes: coefficients, or those named."""
         check_is_fitted(self)
         shared = ("coef_", "intercept_", "n_iter_", "n_features_in_", "feature_names_in_", *names)
         for name in shared:

@@ -18,6 +18,10 @@ from daskdml.io.sources import AnySource, as_source
 from daskdml.kernels.covariance import Scatter
 from daskdml.kernels.predict import Predict, as_they_are
 
+SPECTRUM = (
+    "components_", "explained_variance_", "explained_variance_ratio_", "singular_values_",
+)  # fmt: skip
+
 
 class _Decomposition(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearEstimator):
     """What PCA and TruncatedSVD share: one pass for a scatter matrix, and linear maps."""
@@ -195,6 +199,14 @@ class PCA(_Decomposition):
         self.n_components_, self.n_samples_ = k, n
         return self
 
+    def to_sklearn(self) -> Any:
+        """The plain scikit-learn estimator with these components."""
+        from sklearn.decomposition import PCA as Plain
+
+        plain = Plain(self.n_components, whiten=self.whiten)
+        own = ("mean_", "noise_variance_", "n_components_", "n_samples_")
+        return self._copy_fitted(plain, *SPECTRUM, *own)
+
     def _wanted(self, n: int, d: int) -> tuple[int, int]:
         k = self.n_components
         return (int(k) if isinstance(k, (int, np.integer)) else 1), min(n, d)
@@ -267,3 +279,9 @@ class TruncatedSVD(_Decomposition):
 
     def _wanted(self, n: int, d: int) -> tuple[int, int]:
         return self.n_components, d
+
+    def to_sklearn(self) -> Any:
+        """The plain scikit-learn estimator with these components."""
+        from sklearn.decomposition import TruncatedSVD as Plain
+
+        return self._copy_fitted(Plain(self.n_components), *SPECTRUM)

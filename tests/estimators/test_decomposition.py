@@ -108,6 +108,15 @@ def test_kinds_of_output(tmp_path):
     )
 
 
+@pytest.mark.parametrize("model", [PCA(3, whiten=True), PCA(0.9), TruncatedSVD(3)])
+def test_to_sklearn(model):
+    """The plain estimator gives the same coordinates, and the same rows back."""
+    model.fit(X)
+    plain, Z = model.to_sklearn(), model.transform(X)
+    np.testing.assert_allclose(plain.transform(X), Z, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(plain.inverse_transform(Z), model.inverse_transform(Z))
+
+
 def test_bad_input(tmp_path):
     """Too many components, one row, and values that are no numbers are said before or where."""
     ds = write_dataset(tmp_path / "a.zarr", X, chunks=700)
