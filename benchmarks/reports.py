@@ -44,6 +44,12 @@ def _add(rows: list[Row], name: str, row: Row) -> None:
     print(table(rows[-1:]).splitlines()[-1], flush=True)
 
 
+def _add_bare_reads(rows: list[Row], path: Path, runs: int) -> None:
+    for threads in (1, 2):
+        read = median_run(runs, "bare_read", path=path, threads=threads)
+        _add(rows, f"bare Zarr read, {threads} thread(s)", _plain(read))
+
+
 def _plain(result: Row) -> Row:
     return {k: v for k, v in result.items() if k not in ("coef", "intercept")}
 
@@ -58,9 +64,7 @@ def second_order(work: Workload, folder: Path, runs: int) -> list[Row]:
     path = work.write(folder)
     rows: list[Row] = []
     add = partial(_add, rows)
-    for threads in (1, 2):
-        read = median_run(runs, "bare_read", path=path, threads=threads)
-        add(f"bare Zarr read, {threads} thread(s)", _plain(read))
+    _add_bare_reads(rows, path, runs)
     best = _best(path)
     streamed = _ours(path, best, runs, "500MB")
     add("daskdml, 1 GB for 2 workers", streamed)
@@ -110,9 +114,7 @@ def pca(work: Workload, folder: Path, runs: int) -> list[Row]:
         V = np.array(result.pop("components"))
         _add(rows, name, {**result, "gap": 1 - float(np.sum((V @ C) * V)) / best})
 
-    for threads in (1, 2):
-        read = median_run(runs, "bare_read", path=path, threads=threads)
-        _add(rows, f"bare Zarr read, {threads} thread(s)", _plain(read))
+    _add_bare_reads(rows, path, runs)
     add("daskdml PCA, 1 GB for 2 workers", "daskdml_pca")
     add("scikit-learn PCA, in memory", "sklearn_pca", incremental=False)
     add("scikit-learn IncrementalPCA, the same chunks", "sklearn_pca", incremental=True)

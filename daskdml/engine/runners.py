@@ -298,9 +298,13 @@ class Cluster:
     def resident(self, rehearse: Rehearse = None) -> int:
         """Resident bytes of the fullest worker, with all loaded that tasks need."""
         # One worker of each machine goes first: the others find in the cache what it compiled.
-        first = {w.name.rpartition(":")[0]: w.name for w in self.workers()}
-        self.client.run(make_ready, rehearse, workers=list(first.values()), on_error="ignore")
-        return max(self.client.run(make_ready, rehearse, on_error="ignore").values(), default=0)
+        names = [w.name for w in self.workers()]
+        first = list({name.rpartition(":")[0]: name for name in names}.values())
+        known = self.client.run(make_ready, rehearse, workers=first, on_error="ignore")
+        others = [name for name in names if name not in first]
+        if others:
+            known |= self.client.run(make_ready, rehearse, workers=others, on_error="ignore")
+        return max(known.values(), default=0)
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the wanted keys; the calling thread hears of finished blocks meanwhile."""

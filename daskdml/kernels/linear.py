@@ -18,14 +18,7 @@ from numba import njit
 
 from daskdml.kernels.block import Block
 from daskdml.kernels.losses import Loss, Multinomial, curvature, value, value_and_slope
-from daskdml.kernels.products import (
-    SLAB,
-    apart,
-    padded,
-    scratch,
-    softmax_rows,
-    standardise,
-)
+from daskdml.kernels.products import SLAB, apart, padded, scratch, softmax_rows, standardise
 
 SLAB_ROWS = 1024
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
@@ -411,23 +404,9 @@ class LinearPass:
         along = theta if self.direction is None else padded(self.direction, dtype)
         steps = np.array(self.steps)
         largest = softmax_rows(
-            X,
-            y,
-            s,
-            center,
-            inverse,
-            theta,
-            along,
-            steps,
-            self.line_every,
-            T,
-            Z,
-            A,
-            G,
-            gradient,
-            line,
-            sums,
-        )
+            X, y, s, center, inverse, theta, along, steps, self.line_every, T, Z, A, G, gradient,
+            line, sums,
+        )  # fmt: skip
         hessian, in_hessian = None, 0.0
         if self.hessian_dtype is not None:
             hessian, in_hessian = self._softmax_hessian(loss, X, s)

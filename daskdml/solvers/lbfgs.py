@@ -63,6 +63,11 @@ class LBFGSState(Searched):
     exact: bool = False
 
 
+def _dense(problem: Problem) -> bool:
+    """Whether a pass forms the Hessian, over some of the rows."""
+    return len(problem.free) <= DENSE
+
+
 @dataclass(frozen=True)
 class LBFGS:
     """Limited-memory BFGS [1]_, preconditioned by Newton's equation on a sample [2]_.
@@ -97,7 +102,7 @@ class LBFGS:
         if D <= GRAM:
             work += factors_nbytes(K, D) + 2 * D**2 * 8 + GRAM_SLAB * D * 8
             part = max(part, 5 * D**2 * 8 // FAN_IN)  # few groups, but large sums
-        if len(problem.free) <= DENSE:
+        if _dense(problem):
             last = Newton().needs(problem, data)
             return Needs(max(work, last.work), last.part + part)
         return Needs(work, part)
@@ -115,7 +120,7 @@ class LBFGS:
 
     def step(self, problem: Problem, run: Run, state: LBFGSState) -> tuple[LBFGSState, Report]:
         """One pass over all rows, and maybe several over the sample, for the next direction."""
-        label, dense = f"{run.label}-lbfgs", len(problem.free) <= DENSE
+        label, dense = f"{run.label}-lbfgs", _dense(problem)
         stats, totals = self._pass(problem, run, state, label)
         f = problem.objective(stats.loss, stats.weight, state.theta)
         shorter = (cut if dense else shorten)(problem, state, stats, f)
@@ -149,7 +154,7 @@ class LBFGS:
     def _pass(
         self, problem: Problem, run: Run, state: LBFGSState, label: str
     ) -> tuple[LinearStats, PassTotals]:
-        dense, rows = len(problem.free) <= DENSE, run.data.n_rows
+        dense, rows = _dense(problem), run.data.n_rows
         every = 1 if state.whole else max(1, rows // (DENSE_ROWS * len(problem.free)))
         at = LinearPass(
             problem.loss, problem.coordinates, state.theta, state.direction, state.steps,
@@ -237,8 +242,7 @@ def _estimate_on_sample(
 
 def _rounding(problem: Problem, state: LBFGSState, data: Data) -> float:
     """Relative round-off of f: scores of several outputs are taken in the rows' dtype at first."""
-    dense = len(problem.free) <= DENSE
-    blurred = isinstance(problem.loss, Multinomial) and not (dense or state.exact)
+    blurred = isinstance(problem.loss, Multinomial) and not (_dense(problem) or state.exact)
     return 0.5 * float(np.finfo(data.source.dtype if blurred else np.float64).eps)
 
 

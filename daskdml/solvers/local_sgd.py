@@ -255,8 +255,7 @@ class LocalSGD:
         alive = math.ceil((self.n_replicas(data) + self.replicas.staleness + 2) / FAN_IN)
         rows = max(g.rows for g in data.groups)
         work = 6 * K * D * 8 + 2 * SLAB_ROWS * D * 8 + 6 * 8 * rows
-        part = max(last.part, alive * 4 * K * D * 8)
-        return Needs(max(last.work, work), part)
+        return Needs(max(last.work, work), max(last.part, alive * 4 * K * D * 8))
 
     def start(self, problem: Problem, run: Run, theta: np.ndarray | None) -> Epochs:
         """From zero; or from theta, with the shorter steps of a second epoch."""

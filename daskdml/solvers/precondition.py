@@ -23,9 +23,14 @@ MANY = 20  # iterations, after which a better preconditioner pays
 RIDGE = 1e-6  # of the mean diagonal: rows in float32 do not tell less from 0
 
 
+def _each_its_own(K: int, D: int) -> bool:
+    """Whether each of K outputs may have a block of its own."""
+    return K * D**2 <= OWN
+
+
 def factors_nbytes(K: int, D: int) -> int:
     """Bytes of the factors that `Blocks` may hold."""
-    return 4 * D**2 * (K if K * D**2 <= OWN else 1)
+    return 4 * D**2 * (K if _each_its_own(K, D) else 1)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ class OnSample:
             curvatures = self._product(b).mean_curvatures
             self.blocks = Blocks(curvatures, self._factors(curvatures, None))
         elif self.blocks.n_iter > MANY:
-            outputs = range(p.n_outputs) if self._each_its_own else (None,)
+            own = _each_its_own(p.n_outputs, p.n_features + 1)
+            outputs = range(p.n_outputs) if own else (None,)
             factors = self._factors(self.blocks.curvatures, *outputs)
             self.blocks = replace(self.blocks, factors=factors)
         curvatures, precondition = self.blocks.curvatures, self._preconditioner(self.blocks)
@@ -122,11 +128,6 @@ class OnSample:
 
         return lambda r: centred(p, solve(r) * p.mask)
 
-    @property
-    def _each_its_own(self) -> bool:
-        K, D = self.problem.n_outputs, self.problem.n_features + 1
-        return K > 1 and K * D**2 <= OWN
-
     def _factors(self, curvatures: np.ndarray, *outputs: int | None) -> tuple[np.ndarray, ...]:
         """Factors of the outputs' blocks over some rows; of the mean of all for None."""
         p, D, K = self.problem, self.problem.n_features + 1, self.problem.n_outputs
@@ -134,12 +135,12 @@ class OnSample:
             return ()
         part = self.sample[:: -(-len(self.sample) // GRAM_GROUPS)]
         every = max(1, sum(g.rows for g in part) // (GRAM_ROWS * D))
-        factors = []
+        factors, penalty = [], self._penalty(curvatures)[0]
         for k in outputs:
             gram = Gram(p.loss, p.coordinates, self.theta, k, every)
             block = self._sum(gram, part).mean / (K if k is None else 1)
             ridge = RIDGE * float(np.trace(block)) / D + 1e-300
-            block[np.diag_indices(D)] += self._penalty(curvatures)[0] + ridge
+            block[np.diag_indices(D)] += penalty + ridge
             factors.append(np.linalg.cholesky(block).astype(np.float32))
         return tuple(factors)
 
