@@ -9,7 +9,7 @@ import numpy as np
 from daskdml.io.dataset import Dataset
 from daskdml.io.views import Pick
 
-__all__ = ["train_test_split"]
+__all__ = ["draw_seed", "train_test_split"]
 
 
 def train_test_split(
@@ -48,7 +48,7 @@ def train_test_split(
     n_test = _count_test(ds.n_rows, test_size)
     if not shuffle:
         return ds[: ds.n_rows - n_test], ds[ds.n_rows - n_test :]
-    seed = _seed(random_state)
+    seed = draw_seed(random_state)
     return ds.then(Pick(seed, n_test, False)), ds.then(Pick(seed, n_test, True))
 
 
@@ -63,7 +63,8 @@ def _count_test(n_rows: int, test_size: float | int) -> int:
     return n_test
 
 
-def _seed(random_state: int | np.random.Generator | np.random.RandomState | None) -> int:
+def draw_seed(random_state: int | np.random.Generator | np.random.RandomState | None) -> int:
+    """A seed from what scikit-learn calls a random state."""
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31 - 1))
     if isinstance(random_state, int | np.integer):

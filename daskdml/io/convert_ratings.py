@@ -1,0 +1,442 @@
+"""Writing ratings as a grid of blocks: an external shuffle in bounded memory."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import psutil
+import zarr
+from dask.utils import parse_bytes
+from zarr.abc.store import Store
+from zarr.storage import MemoryStore
+
+from daskdml.io.arrays import create_array
+from daskdml.io.layout import FORMAT
+from daskdml.io.rating_batches import Batch, Columns, rating_batches
+from daskdml.io.ratings import Ratings, from_node, open_ratings
+from daskdml.io.shuffle import Deal, Shuffled, Spill
+from daskdml.io.staging import stage
+from daskdml.io.store import resolve_url, retrying
+from daskdml.kernels.ratings import (
+    IntegerCodes,
+    Sorted,
+    StringCodes,
+    by_rows,
+    merge_repeated,
+    other_walk,
+    repeated,
+)
+from daskdml.units import bytes_text
+
+__all__ = ["convert_ratings", "ratings_in_memory"]
+
+BLOCK_RATINGS = 1_500_000  # of a block, at most, where the caller does not choose the grid
+STRIPE_RATINGS = 12_000_000  # of a row or a column of blocks
+SORT_BYTES = 80  # of a rating while its block is sorted and encoded
+BATCH_BYTES = 150_000_000  # while a batch of the source is parsed
+PER_ID = 60  # of an id in the tables
+_SHARE_OF_MACHINE = 0.5
+
+
+@dataclass
+class _Ids:
+    """Codes of the users' or of the items' ids, and how many ratings each has."""
+
+    column: str
+    codes: IntegerCodes | StringCodes | None = None
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def encode(self, ids: np.ndarray) -> np.ndarray:
+        """Codes of a batch's ids, which are counted."""
+        text = ids.dtype.kind == "U"
+        if self.codes is None:
+            self.codes = StringCodes() if text else IntegerCodes()
+        if text != isinstance(self.codes, StringCodes):
+            raise ValueError(
+                f"{self.column} holds integers in some rows and strings in others; give one kind"
+            )
+        codes = self.codes.encode(ids)
+        counts = np.bincount(codes, minlength=len(self.counts))
+        counts[: len(self.counts)] += self.counts
+        self.counts = counts
+        return codes
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What the first walk over the source found; `spill` holds the ratings, batch by batch."""
+
+    users: _Ids
+    items: _Ids
+    spill: Spill
+    least: float
+    largest: float
+    times: tuple[int, int] | None
+    last: np.ndarray | None
+
+
+def convert_ratings(
+    source: Any,
+    url: str | os.PathLike[str],
+    user: str = "userId",
+    item: str = "movieId",
+    rating: str | None = "rating",
+    timestamp: str | None = None,
+    grid: tuple[int, int] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    source_options: Mapping[str, Any] | None = None,
+    duplicates: str | None = None,
+    dtype: Any = np.float32,
+    random_state: int = 0,
+    memory_limit: int | str | None = None,
+    overwrite: bool = False,
+) -> Ratings:
+    """Write ratings, in any order, as a grid of blocks, in bounded memory.
+
+    The source is read once, to a scratch file in the temporary directory (12 to 24 bytes a rating);
+    then every rating goes to its block's place in another one, and each block is sorted for itself
+    by user and by item.
+
+    Parameters
+    ----------
+    source : str, path, list of them, DataFrame, Table, scipy sparse matrix or tuple of arrays
+        CSV (also compressed, by its suffix), Parquet or Arrow files, with globs; pandas and Dask
+        DataFrames; pyarrow Tables; or (users, items, ratings[, timestamps]).
+    url : str or path
+        Where to write: any fsspec URL or a local path. It appears there whole or not at all.
+    user, item : str
+        Columns of ids: integers of any size or strings.
+    rating : str or None
+        Column of the ratings; None makes every row a rating of 1.
+    timestamp : str or None
+        Column of times (integers or datetimes), by which `Ratings.split` can split.
+    grid : tuple of int or None
+        Blocks of users and of items, (p, q). None chooses by the number of ratings and the memory
+        promise.
+    storage_options, source_options : mapping or None
+        Options of the file systems of `url` and of `source`.
+    duplicates : {"last", "mean", "error"} or None
+        What to do with several ratings of one user for one item: keep the last (by timestamp, or
+        in the source's order), their mean, or refuse them. None means "last" where there are
+        timestamps, else "error".
+    dtype : dtype
+        Of the stored ratings, float32 or float64.
+    random_state : int
+        Seed by which users and items of equal activity are dealt to blocks.
+    memory_limit : int, str or None
+        Promise about this process's memory beside what it holds already ("500MB"). None means half
+        of the available memory.
+    overwrite : bool
+        Replace ratings or another data set at `url`.
+
+    Returns
+    -------
+    Ratings
+
+    Raises
+    ------
+    ValueError
+        Where ids or ratings are missing (the row is named), a pair repeats, or the grid is finer
+        than users or items.
+    MemoryError
+        Where the ids alone, or one block, do not fit the promise; names the smallest that would.
+    FileExistsError
+        Where something is at `url` already.
+
+    Examples
+    --------
+    >>> data = ([70, 70, 81], ["Alien", "Brazil", "Alien"], [5.0, 3.0, 4.0])
+    >>> convert_ratings(data, "memory://three.zarr", overwrite=True).items.ids.tolist()
+    ['Alien', 'Brazil']
+    """
+    target = resolve_url(url)
+    how = _How(grid, duplicates, np.dtype(dtype), random_state, _promise(memory_limit))
+    how.check()
+    columns = Columns(user, item, rating, timestamp)
+    staging = stage(target, storage_options, overwrite=overwrite)
+    try:
+        batches = rating_batches(source, columns, source_options)
+        facts = _convert(batches, columns, staging.store, staging.prefix, how)
+        staging.commit({"daskdml": {**facts, "prefix": staging.prefix}})
+    except BaseException:
+        staging.abandon()
+        raise
+    return open_ratings(target, storage_options)
+
+
+def ratings_in_memory(source: Any, random_state: int = 0) -> Ratings:
+    """Ratings of a sparse matrix or of (users, items, ratings), in this process's memory.
+
+    Their dtype is kept: float64 stays float64, all else becomes float32.
+
+    Examples
+    --------
+    >>> ratings_in_memory(([1, 1], [2, 3], [4.0, 5.0])).shape
+    (1, 2)
+    """
+    data = source.data if hasattr(source, "tocoo") else np.asarray(source[-1])
+    dtype = np.dtype(np.float64 if data.dtype == np.float64 else np.float32)
+    columns = Columns("users", "items", "ratings", None)
+    store = MemoryStore()
+    how = _How(None, None, dtype, random_state, _promise(None))
+    facts = _convert(rating_batches(source, columns), columns, store, "", how)
+    group = zarr.open_group(store, mode="r+", zarr_format=3)
+    group.attrs["daskdml"] = facts
+    return Ratings("", None, facts["id"], (), from_node("the ratings", group))
+
+
+def _promise(memory_limit: int | str | None) -> int:
+    if memory_limit is None:
+        return int(_SHARE_OF_MACHINE * psutil.virtual_memory().available)
+    return int(parse_bytes(memory_limit))
+
+
+@dataclass(frozen=True)
+class _How:
+    """The caller's choices."""
+
+    grid: tuple[int, int] | None
+    duplicates: str | None
+    dtype: np.dtype[Any]
+    seed: int
+    limit: int
+
+    def check(self) -> None:
+        """Raise ValueError for what makes no sense."""
+        if self.duplicates not in (None, "last", "mean", "error"):
+            raise ValueError(
+                f"duplicates={self.duplicates!r}: give 'last', 'mean', 'error' or None"
+            )
+        if self.dtype not in (np.float32, np.float64):
+            raise ValueError(f"dtype={self.dtype}: ratings are stored as float32 or float64")
+        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
+            raise ValueError(f"grid={self.grid}: give two numbers of blocks from 1 up, (p, q)")
+
+
+def _convert(
+    batches: Iterator[Batch], columns: Columns, store: Store, prefix: str, how: _How
+) -> dict[str, Any]:
+    """Write all arrays; gives what the group's attributes say."""
+    with ExitStack() as stack:
+        first = stack.enter_context(tempfile.TemporaryFile(prefix="daskdml-ratings-"))
+        scan = _scan(batches, columns, first, how)
+        p, q = _grid(scan, how)
+        sides = (
+            Deal.of(scan.users.counts, p, how.seed), Deal.of(scan.items.counts, q, how.seed + 1)
+        )  # fmt: skip
+        shuffled = stack.enter_context(Shuffled(scan.spill, sides))
+        for batch in scan.spill.batches():
+            shuffled.add(batch)
+        first.close()
+        writer = _Writer(store, prefix, shuffled, scan, how, columns)
+        return writer.write()
+
+
+def _scan(batches: Iterator[Batch], columns: Columns, file: Any, how: _How) -> _Scan:
+    users, items = _Ids(columns.user), _Ids(columns.item)
+    spill: Spill | None = None
+    least, largest, early, late = np.inf, -np.inf, np.iinfo(np.int64).max, np.iinfo(np.int64).min
+    last_time, last = np.zeros(0, np.int64), np.zeros(0, np.int32)
+    for batch in batches:
+        u, i = users.encode(batch.users), items.encode(batch.items)
+        if spill is None:
+            spill = Spill(file, batch.times is not None, how.dtype)
+        spill.append(u, i, batch.ratings, batch.times)
+        least, largest = min(least, batch.ratings.min()), max(largest, batch.ratings.max())
+        if batch.times is not None:
+            early, late = min(early, batch.times.min()), max(late, batch.times.max())
+            last_time, last = _latest(last_time, last, len(users.counts), u, i, batch.times)
+        tables = PER_ID * (len(users.counts) + len(items.counts))
+        if tables + BATCH_BYTES > how.limit:
+            raise MemoryError(
+                f"memory_limit={bytes_text(how.limit)} is too small: the ids of "
+                f"{len(users.counts)} users and {len(items.counts)} items so far, and one batch of "
+                f"rows, take {bytes_text(tables + BATCH_BYTES)}; raise memory_limit"
+            )
+    if spill is None:
+        raise ValueError("there are no ratings to write: the source has no rows")
+    timed = spill.dtypes[3:] != []
+    return _Scan(
+        users, items, spill, float(least), float(largest),
+        (int(early), int(late)) if timed else None, last if timed else None,
+    )  # fmt: skip
+
+
+def _latest(
+    times: np.ndarray, last: np.ndarray, n: int, u: np.ndarray, i: np.ndarray, t: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Time and item of each user's last rating so far; of equal times the later one given."""
+    grown = np.full(n, np.iinfo(np.int64).min)
+    grown[: len(times)] = times
+    items = np.zeros(n, np.int32)
+    items[: len(last)] = last
+    order = np.lexsort((t, u))  # stable
+    ends = np.flatnonzero(np.append(np.diff(u[order]) != 0, True))
+    at = order[ends]
+    newer = t[at] >= grown[u[at]]
+    at = at[newer]
+    grown[u[at]], items[u[at]] = t[at], i[at]
+    return grown, items
+
+
+def _grid(scan: _Scan, how: _How) -> tuple[int, int]:
+    """Numbers of blocks: as asked for, or so that blocks fit the promise."""
+    n_users, n_items = len(scan.users.counts), len(scan.items.counts)
+    tables = PER_ID * (n_users + n_items)
+    room = (how.limit - tables) // (2 * SORT_BYTES)
+    if how.grid is not None:
+        p, q = how.grid
+        if p > n_users or q > n_items:
+            raise ValueError(
+                f"grid=({p}, {q}) is finer than {n_users} users and {n_items} items; give at most "
+                "one block for each, or grid=None"
+            )
+        return p, q
+    if room < 1:
+        raise MemoryError(
+            f"memory_limit={bytes_text(how.limit)} is too small: the ids of {n_users} users and "
+            f"{n_items} items take {bytes_text(tables)}; raise memory_limit"
+        )
+    g = 2
+    while scan.spill.n > min(BLOCK_RATINGS, room) * g * g or scan.spill.n > STRIPE_RATINGS * g:
+        g *= 2
+    return min(g, n_users), min(g, n_items)
+
+
+class _Writer:
+    """Sorts blocks and writes them, one Zarr chunk for each and array."""
+
+    def __init__(
+        self, store: Store, prefix: str, data: Shuffled, scan: _Scan, how: _How, columns: Columns
+    ) -> None:
+        self.store, self.prefix, self.data, self.scan = store, prefix, data, scan
+        self.how, self.columns = how, columns
+        self.names: list[str] = []
+
+    def write(self) -> dict[str, Any]:
+        """Write everything; gives the facts of the store."""
+        p, q = self.data.grid
+        threads = max(1, min(os.cpu_count() or 1, 4, self._blocks_at_once()))
+        walks = self._create_blocks()
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(lambda number: self._block(number, walks), range(p * q)))
+        nnz = np.array([n for n, _ in found], np.int64)
+        self._put("blocks/nnz", nnz)
+        for name, side, ids in (
+            ("users", self.data.users, self.scan.users), ("items", self.data.items, self.scan.items)
+        ):  # fmt: skip
+            assert ids.codes is not None
+            self._put(f"{name}/bounds", side.bounds)
+            self._put_ids(name, side.ids(ids.codes.ids))
+        if self.scan.last is not None:
+            self._put("users/last", self.data.users.ids(self.data.items.place[self.scan.last]))
+        return {
+            "format": FORMAT, "kind": "ratings", "complete": True, "id": secrets.token_hex(8),
+            "grid": [p, q], "users": len(self.data.users.place),
+            "items": len(self.data.items.place), "ratings": int(nnz.sum()),
+            "sum": float(sum(total for _, total in found)), "least": self.scan.least,
+            "largest": self.scan.largest, "times": self.scan.times,
+            "dtype": str(self.how.dtype), "arrays": self.names,
+        }  # fmt: skip
+
+    def _blocks_at_once(self) -> int:
+        largest = int(np.diff(self.data.starts).max())
+        tables = PER_ID * (len(self.data.users.place) + len(self.data.items.place))
+        need = tables + largest * SORT_BYTES
+        if need > self.how.limit:
+            raise MemoryError(
+                f"memory_limit={bytes_text(self.how.limit)} is too small: sorting the largest "
+                f"block ({largest} ratings) takes {bytes_text(need)}; raise memory_limit, or give "
+                f"a finer grid than {self.data.grid}"
+            )
+        return (self.how.limit - tables) // max(largest * SORT_BYTES, 1)
+
+    def _create_blocks(self) -> dict[str, dict[str, zarr.Array[Any]]]:
+        p, q = self.data.grid
+        widest = max(int(np.diff(self.data.starts).max()), 1)
+        walks = {}
+        for walk, side in (("user", self.data.users), ("item", self.data.items)):
+            rows = int(np.diff(side.bounds).max()) + 1
+            kinds: dict[str, tuple[int, Any]] = {
+                "indptr": (rows, np.int32),
+                "index": (widest, np.int32),
+                "value": (widest, self.how.dtype),
+            }
+            if self.scan.times is not None:
+                kinds["time"] = (widest, np.int64)
+            walks[walk] = {
+                name: self._create(f"by_{walk}/{name}", (p * q, width), np.dtype(dtype), 1)
+                for name, (width, dtype) in kinds.items()
+            }
+        return walks
+
+    def _create(self, name: str, shape: tuple[int, ...], dtype: Any, rows: int) -> zarr.Array[Any]:
+        self.names.append(name)
+        return create_array(self.store, self.prefix + name, shape, np.dtype(dtype), rows)
+
+    def _put(self, name: str, values: np.ndarray) -> None:
+        array = self._create(name, values.shape, values.dtype, max(min(len(values), 1 << 21), 1))
+        retrying(lambda: array.__setitem__(slice(None), values), f"writing {name}")
+
+    def _put_ids(self, name: str, ids: np.ndarray) -> None:
+        if ids.dtype.kind == "i":
+            self._put(f"{name}/id", ids)
+            return
+        texts = [str(text).encode() for text in ids]
+        self._put(f"{name}/id_utf8", np.frombuffer(b"".join(texts), np.uint8))
+        self._put(f"{name}/id_ends", np.cumsum([len(text) for text in texts]))
+
+    def _block(
+        self, number: int, walks: dict[str, dict[str, zarr.Array[Any]]]
+    ) -> tuple[int, float]:
+        """Sort and write one block; gives the number of its ratings and their sum."""
+        i, j = divmod(number, self.data.grid[1])
+        users, items, values, *times = self.data.read(number)
+        n, m = self.data.users.size(i), self.data.items.size(j)
+        found, rows = by_rows(users, items, values, times[0] if times else None, n, m)
+        same = repeated(rows, found.indices)
+        if same.any():
+            found, rows = self._merged(found, rows, same, i, j)
+        for walk, ratings in (("user", found), ("item", other_walk(found, rows, m))):
+            self._set(walks[walk]["indptr"], number, ratings.indptr)
+            self._set(walks[walk]["index"], number, ratings.indices)
+            self._set(walks[walk]["value"], number, ratings.values)
+            if ratings.times is not None:
+                self._set(walks[walk]["time"], number, ratings.times)
+        return len(found.values), float(found.values.sum(dtype=np.float64))
+
+    def _merged(
+        self, found: Sorted, rows: np.ndarray, same: np.ndarray, i: int, j: int
+    ) -> tuple[Sorted, np.ndarray]:
+        how = self.how.duplicates or ("error" if found.times is None else "last")
+        if how == "error":
+            at = int(np.flatnonzero(same)[0])
+            assert self.scan.users.codes is not None and self.scan.items.codes is not None
+            user = self._id_at(self.data.users, self.scan.users, i, int(rows[at]))
+            item = self._id_at(self.data.items, self.scan.items, j, int(found.indices[at]))
+            raise ValueError(
+                f"{self.columns.user} {user} has rated {self.columns.item} {item} more than once; "
+                "pass duplicates='last' or 'mean', or timestamp= to keep the latest"
+            )
+        return merge_repeated(found, rows, same, mean=how == "mean")
+
+    @staticmethod
+    def _id_at(side: Deal, ids: _Ids, block: int, local: int) -> Any:
+        assert ids.codes is not None
+        code = int(np.flatnonzero(side.place == side.bounds[block] + local)[0])
+        return ids.codes.ids[code]
+
+    def _set(self, array: zarr.Array[Any], number: int, values: np.ndarray) -> None:
+        row = np.zeros((1, array.shape[1]), array.dtype)
+        row[0, : len(values)] = values
+        where = (slice(number, number + 1), slice(None))
+        retrying(lambda: array.__setitem__(where, row), f"writing block {number}")

@@ -1,0 +1,507 @@
+"""Ratings: a grid of blocks of (user, item, rating) in a Zarr group, opened and read."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import zarr
+
+from daskdml.io.chunks import ChunkReader, ReadStats
+from daskdml.io.layout import FORMAT
+from daskdml.io.split import draw_seed
+from daskdml.io.store import open_node, resolve_url, retrying
+from daskdml.kernels.ratings import RatingBlock, compress, draw
+from daskdml.units import bytes_text
+
+__all__ = ["Ratings", "Side", "open_ratings"]
+
+Walk = Literal["user", "item"]
+SIDES: tuple[Walk, Walk] = ("user", "item")
+
+
+@dataclass(frozen=True)
+class Side:
+    """The users or the items of a store, in the order of its blocks.
+
+    Parameters
+    ----------
+    ids : ndarray of shape (n,)
+        Ids as the source had them, int64 or str.
+    bounds : ndarray of shape (n_blocks + 1,)
+        Where each block begins.
+    """
+
+    ids: np.ndarray
+    bounds: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """What sorts the ids."""
+        return np.argsort(self.ids, kind="stable")
+
+    def find(self, ids: Any) -> np.ndarray:
+        """Places of ids, -1 for those that are not here.
+
+        Examples
+        --------
+        >>> Side(np.array([30, 10, 20]), np.array([0, 3])).find([10, 11])
+        array([ 1, -1])
+        """
+        wanted = as_ids(ids)
+        if len(self) == 0 or wanted.dtype.kind != self.ids.dtype.kind:
+            return np.full(len(wanted), -1)
+        at = np.minimum(np.searchsorted(self.ids, wanted, sorter=self.order), len(self) - 1)
+        places = self.order[at]
+        return np.where(self.ids[places] == wanted, places, -1)
+
+
+def as_ids(ids: Any) -> np.ndarray:
+    """Ids as they are kept: integers as int64, all else as str.
+
+    Examples
+    --------
+    >>> as_ids([1, 2]).dtype, as_ids(["a"]).dtype, as_ids([2**70])
+    (dtype('int64'), dtype('<U1'), array(['1180591620717411303424'], dtype='<U22'))
+    """
+    given = np.ravel(np.asarray(ids))
+    if given.dtype.kind == "b" or len(given) == 0:
+        return given.astype(np.int64)
+    if given.dtype.kind in "iu" and not (given.dtype == np.uint64 and given.max() > 2**63 - 1):
+        return given.astype(np.int64)
+    if given.dtype.kind == "f" and np.array_equal(given, np.trunc(given)):
+        return given.astype(np.int64)
+    if given.dtype == object and all(
+        isinstance(i, int | np.integer) and -(2**63) <= int(i) < 2**63 for i in given
+    ):
+        return given.astype(np.int64)
+    return given.astype(str)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a split keeps of the ratings.
+
+    Parameters
+    ----------
+    by : {"random", "time", "leave-last"}
+    size : float
+        For "random", the share of test ratings; for "time", the last time of the training ratings.
+    seed : int
+        For "random".
+    test : bool
+        Keep the test ratings, else the training ratings.
+    """
+
+    by: str
+    size: float
+    seed: int
+    test: bool
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Arrays and attributes of a store, as opened in this process."""
+
+    arrays: dict[str, ChunkReader]
+    facts: dict[str, Any]
+
+    @cached_property
+    def nnz(self) -> np.ndarray:
+        """Ratings of each block, (p, q)."""
+        return self._whole("blocks/nnz").reshape(self.facts["grid"])
+
+    @cached_property
+    def last(self) -> np.ndarray:
+        """Place of the item that each user rated last, (users,)."""
+        return self._whole("users/last")
+
+    def side(self, walk: Walk) -> Side:
+        """Ids and block bounds of users or items."""
+        return self._users if walk == "user" else self._items
+
+    @cached_property
+    def _users(self) -> Side:
+        return self._side("users")
+
+    @cached_property
+    def _items(self) -> Side:
+        return self._side("items")
+
+    def _side(self, name: str) -> Side:
+        bounds = self._whole(f"{name}/bounds")
+        if f"{name}/id" in self.arrays:
+            return Side(self._whole(f"{name}/id"), bounds)
+        text = self._whole(f"{name}/id_utf8").tobytes()
+        ends = self._whole(f"{name}/id_ends").tolist()
+        starts = [0, *ends[:-1]]
+        ids = [text[a:b].decode() for a, b in zip(starts, ends, strict=True)]
+        return Side(np.array(ids, dtype=str), bounds)
+
+    def _whole(self, name: str) -> np.ndarray:
+        return self.arrays[name].read(0, self.arrays[name].n_rows)[0]
+
+
+_CACHE: dict[tuple[str, str, str], Stored] = {}
+_CACHE_SIZE = 32
+
+
+def from_node(url: str, node: Any) -> Stored:
+    attributes: dict[str, Any] = dict(node.attrs) if isinstance(node, zarr.Group) else {}
+    own: dict[str, Any] = attributes.get("daskdml") or {}
+    if own.get("kind") != "ratings":
+        raise ValueError(
+            f"{url} holds no ratings; write them there with daskdml.io.convert_ratings(source, url)"
+        )
+    if own.get("format") != FORMAT:
+        raise ValueError(
+            f"{url} has format {own.get('format')!r}, this version of daskdml reads {FORMAT}; "
+            "update daskdml"
+        )
+    prefix = own.get("prefix", "")
+    arrays = {}
+    for name in own["arrays"]:
+        found = retrying(partial(node.get, prefix + name), f"opening {name} of {url}")
+        if not isinstance(found, zarr.Array):
+            raise ValueError(
+                f"{url} is truncated: its array {prefix + name} is missing; restore it or convert "
+                "the ratings again"
+            )
+        arrays[name] = ChunkReader(found, strict=True)
+    return Stored(arrays, own)
+
+
+@dataclass(frozen=True, eq=False)
+class Ratings:
+    """Ratings of users for items, stored as a grid of p x q blocks, or a part of them.
+
+    Opened by `open_ratings` or `convert_ratings`; pickles as its URL.
+
+    Parameters
+    ----------
+    url : str
+        Where the store is; "" for ratings in this process's memory.
+    storage_options : dict or None
+        Of its file system.
+    identity : str
+        Of what was written there.
+    parts : tuple of Part
+        What the splits that led here kept.
+    memory : Stored or None
+        The arrays themselves, where they are in this process's memory.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Users and items of the store; a part has the same.
+    grid : tuple of int
+        Blocks of users (p) and of items (q).
+
+    Examples
+    --------
+    >>> from daskdml.io import convert_ratings
+    >>> data = ([7, 7, 8], ["a", "b", "a"], [5.0, 3.0, 4.0])
+    >>> ratings = convert_ratings(data, "memory://ratings.zarr", overwrite=True)
+    >>> ratings.shape, ratings.grid, ratings.n_stored
+    ((2, 2), (2, 2), 3)
+    """
+
+    url: str
+    storage_options: dict[str, Any] | None
+    identity: str
+    parts: tuple[Part, ...] = ()
+    memory: Stored | None = None
+    feature_names: ClassVar[None] = None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the ratings lie in this process's memory."""
+        return self.memory is not None
+
+    @property
+    def name(self) -> str:
+        """The URL, or what it is."""
+        return self.url or "the ratings"
+
+    @property
+    def _stored(self) -> Stored:
+        if self.memory is not None:
+            return self.memory
+        key = (self.url, repr(self.storage_options), self.identity)
+        found = _CACHE.get(key)
+        if found is None:
+            found = from_node(self.url, open_node(self.url, self.storage_options))
+            if found.facts["id"] != self.identity:
+                raise ValueError(
+                    f"{self.url} was overwritten since these Ratings were opened; open them again"
+                )
+            while len(_CACHE) >= _CACHE_SIZE:
+                _CACHE.pop(next(iter(_CACHE)), None)
+            _CACHE[key] = found
+        return found
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the store says of itself: ratings, their sum, least and largest, and dtype."""
+        return self._stored.facts
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of users and items."""
+        return self.facts["users"], self.facts["items"]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Numbers of blocks of users and of items."""
+        p, q = self.facts["grid"]
+        return p, q
+
+    @property
+    def n_stored(self) -> int:
+        """Ratings of the store, whatever part of them this is."""
+        return int(self.facts["ratings"])
+
+    @property
+    def nnz(self) -> np.ndarray:
+        """Stored ratings of each block, (p, q)."""
+        return self._stored.nnz
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the ratings."""
+        return np.dtype(self.facts["dtype"])
+
+    @property
+    def has_time(self) -> bool:
+        """Whether each rating has a timestamp."""
+        return "by_user/time" in self.facts["arrays"]
+
+    @property
+    def users(self) -> Side:
+        """Ids of the users, in the order of the blocks."""
+        return self._stored.side("user")
+
+    @property
+    def items(self) -> Side:
+        """Ids of the items, in the order of the blocks."""
+        return self._stored.side("item")
+
+    @property
+    def token(self) -> str:
+        """Names these ratings, the same in every process."""
+        return f"{self.identity}-{self.parts!r}"
+
+    @property
+    def block_nbytes(self) -> int:
+        """Decoded bytes of the largest block, as read for one walk, with its times."""
+        arrays = self._stored.arrays
+        width = {name: r.nbytes // max(r.n_rows, 1) for name, r in arrays.items()}
+        return max(sum(n for name, n in width.items() if name.startswith(f"by_{walk}/"))
+                   for walk in SIDES)  # fmt: skip
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """Bytes that a read may hold for a moment beside the block."""
+        return max(reader.scratch_nbytes for reader in self._stored.arrays.values())
+
+    def __repr__(self) -> str:
+        n, m = self.shape
+        kept = "".join(f", {'test' if k.test else 'train'} by {k.by}" for k in self.parts)
+        size = bytes_text(sum(r.nbytes for r in self._stored.arrays.values()))
+        return (
+            f"<Ratings {self.n_stored:,} by {n:,} users of {m:,} items, grid "
+            f"{self.grid[0]} x {self.grid[1]}, {size}, {self.name}{kept}>"
+        )
+
+    def read(self, walk: Walk, i: int, j: int) -> tuple[RatingBlock, ReadStats]:
+        """Ratings of the users of block i for the items of block j.
+
+        Parameters
+        ----------
+        walk : {"user", "item"}
+            What the rows of the block are.
+        i, j : int
+            Number of the block of users and of items.
+
+        Returns
+        -------
+        block : RatingBlock
+        stats : ReadStats
+
+        Raises
+        ------
+        ChunkError
+            Where the stored block is missing or damaged.
+        """
+        side = self._stored.side(walk)
+        at = i if walk == "user" else j
+        rows = int(side.bounds[at + 1] - side.bounds[at])
+        nnz = int(self.nnz[i, j])
+        indptr, a = self._part(walk, "indptr", i, j, rows + 1)
+        indices, b = self._part(walk, "index", i, j, nnz)
+        values, c = self._part(walk, "value", i, j, nnz)
+        if int(indptr[-1]) != nnz or (nnz and int(indptr.min()) < 0):
+            raise ValueError(
+                f"block ({i}, {j}) of {self.name} is damaged: it has {nnz} ratings, its rows "
+                f"{int(indptr[-1])}; restore it or convert the ratings again"
+            )
+        block, stats = RatingBlock(indptr, indices, values), a + b + c
+        if self.parts:
+            keep, more = self._keep(walk, i, j, block)
+            block, stats = compress(block, keep), stats + more
+        return block, stats
+
+    def _part(self, walk: Walk, name: str, i: int, j: int, n: int) -> tuple[np.ndarray, ReadStats]:
+        reader = self._stored.arrays[f"by_{walk}/{name}"]
+        at = i * self.grid[1] + j
+        rows, stats = reader.read(at, at + 1)
+        return rows[0, :n], stats
+
+    def _keep(
+        self, walk: Walk, i: int, j: int, stored: RatingBlock
+    ) -> tuple[np.ndarray, ReadStats]:
+        """Which ratings of a stored block the splits keep, (nnz,) bool."""
+        users, items = self.pairs(walk, i, j, stored)
+        times, stats = np.zeros(0), ReadStats()
+        if any(part.by == "time" for part in self.parts):
+            times, stats = self._part(walk, "time", i, j, stored.nnz)
+        keep = np.ones(stored.nnz, bool)
+        for part in self.parts:
+            if part.by == "random":
+                test = draw(part.seed, users, items) < part.size
+            elif part.by == "time":
+                test = times > part.size
+            else:
+                test = items == self._stored.last[users]
+            keep &= test if part.test else ~test
+        return keep, stats
+
+    def pairs(
+        self, walk: Walk, i: int, j: int, block: RatingBlock
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the users and of the items of a block's ratings, each (nnz,) int64."""
+        own, other = (i, j) if walk == "user" else (j, i)
+        first = int(self._stored.side(walk).bounds[own])
+        rows = np.repeat(np.arange(first, first + len(block.indptr) - 1), np.diff(block.indptr))
+        others = self._stored.side("item" if walk == "user" else "user").bounds
+        columns = block.indices.astype(np.int64) + int(others[other])
+        return (rows, columns) if walk == "user" else (columns, rows)
+
+    def split(
+        self, test_size: float = 0.25, by: str = "random", random_state: Any = None
+    ) -> tuple[Ratings, Ratings]:
+        """Split into training and test ratings, as views: nothing is copied.
+
+        Parameters
+        ----------
+        test_size : float
+            Share of the test ratings, for "random" and "time".
+        by : {"random", "time", "leave-last"}
+            At random, each rating for itself; the latest ones; or each user's last one.
+        random_state : int, numpy.random.Generator, numpy.random.RandomState or None
+            For "random".
+
+        Returns
+        -------
+        train, test : Ratings
+
+        Raises
+        ------
+        ValueError
+            If `by` or `test_size` make no sense, or the store has no timestamps.
+
+        Examples
+        --------
+        >>> from daskdml.io import convert_ratings
+        >>> data = (np.arange(100) % 10, np.arange(100) // 10, np.ones(100))
+        >>> ratings = convert_ratings(data, "memory://ratings.zarr", overwrite=True)
+        >>> train, test = ratings.split(test_size=0.2, random_state=0)
+        >>> train.count() + test.count()
+        100
+        """
+        if by not in ("random", "time", "leave-last"):
+            raise ValueError(f"by={by!r}: ratings are split 'random', by 'time' or 'leave-last'")
+        if by != "random" and not self.has_time:
+            raise ValueError(
+                f"{self.name} has no timestamps to split by={by!r}; convert the ratings with "
+                "timestamp='name of its column'"
+            )
+        if by == "leave-last":
+            return self._two(Part(by, 0.0, 0, False))
+        if not 0 < test_size < 1:
+            raise ValueError(f"test_size={test_size} is no share; give one between 0 and 1")
+        if by == "random":
+            return self._two(Part(by, float(test_size), draw_seed(random_state), False))
+        return self._two(Part(by, self._time_at(1 - test_size), 0, False))
+
+    def _two(self, part: Part) -> tuple[Ratings, Ratings]:
+        test = replace(part, test=True)
+        return replace(self, parts=(*self.parts, part)), replace(self, parts=(*self.parts, test))
+
+    def _time_at(self, share: float) -> float:
+        """The time up to which that share of the ratings was given, found in a few scans."""
+        low, high = self.facts["times"]
+        wanted, before = math.ceil(share * self.count()), 0
+        while high > low:
+            edges = np.unique(np.linspace(low - 1, high, 1 << 16).astype(np.int64))
+            counts = sum(
+                np.histogram(t, bins=edges + 1)[0] if len(t) else 0
+                for t in self._all_times(low, high)
+            )
+            total = before + np.cumsum(counts)
+            at = min(int(np.searchsorted(total, wanted)), len(total) - 1)
+            before = int(total[at - 1]) if at else before
+            low, high = int(edges[at]) + 1, int(edges[at + 1])
+        return float(low)
+
+    def _all_times(self, low: int, high: int) -> Iterator[np.ndarray]:
+        """Times of these ratings between two, block by block."""
+        for i, j in np.ndindex(self.grid):
+            times, _ = self._part("user", "time", i, j, int(self.nnz[i, j]))
+            if self.parts:
+                stored, _ = replace(self, parts=()).read("user", i, j)
+                times = times[self._keep("user", i, j, stored)[0]]
+            yield times[(times >= low) & (times <= high)]
+
+    def count(self) -> int:
+        """Number of ratings; those of a part are counted in a scan."""
+        if not self.parts:
+            return self.n_stored
+        return sum(self.read("user", i, j)[0].nnz for i, j in np.ndindex(self.grid))
+
+
+def open_ratings(
+    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> Ratings:
+    """Open ratings that `convert_ratings` wrote; only metadata are read.
+
+    Parameters
+    ----------
+    url : str or path
+        Any fsspec URL or a local path.
+    storage_options : mapping or None
+        Options of the file system, such as keys and endpoints.
+
+    Returns
+    -------
+    Ratings
+
+    Raises
+    ------
+    FileNotFoundError
+        Where nothing lies at the URL.
+    ValueError
+        Where no ratings do, or a part of them is missing.
+    """
+    resolved = resolve_url(url)
+    options = dict(storage_options) if storage_options else None
+    stored = from_node(resolved, open_node(resolved, options))
+    return Ratings(resolved, options, stored.facts["id"])

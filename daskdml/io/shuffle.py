@@ -1,0 +1,147 @@
+"""An external shuffle: ratings in any order -> those of each block together, in scratch files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+__all__ = ["Deal", "Shuffled", "Spill"]
+
+
+class Spill:
+    """Columns of batches in a scratch file."""
+
+    def __init__(self, file: BinaryIO, with_time: bool, dtype: np.dtype[Any]) -> None:
+        self.file = file
+        self.dtypes = [np.dtype(np.int32), np.dtype(np.int32), dtype]
+        self.dtypes += [np.dtype(np.int64)] * with_time
+        self.sizes: list[int] = []
+
+    @property
+    def n(self) -> int:
+        """Ratings in the file."""
+        return sum(self.sizes)
+
+    def append(self, *columns: np.ndarray | None) -> None:
+        """Write a batch."""
+        for values, dtype in zip(columns, self.dtypes, strict=False):
+            assert values is not None
+            self.file.write(np.ascontiguousarray(values, dtype).data)
+        self.sizes.append(len(columns[0]))  # type: ignore[arg-type]
+
+    def batches(self) -> Iterator[list[np.ndarray]]:
+        """Read the batches."""
+        self.file.flush()
+        self.file.seek(0)
+        for n in self.sizes:
+            yield [np.fromfile(self.file, dtype, n) for dtype in self.dtypes]
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Which block each code goes to, and its place in the order of the blocks.
+
+    Ids are dealt in the order of falling activity, to and fro, so that blocks have as many ratings
+    as ids; where activity is equal, a seed decides. Within a block the most active come first:
+    they share cache lines and pages.
+    """
+
+    place: np.ndarray
+    bounds: np.ndarray
+    block: np.ndarray
+    local: np.ndarray
+
+    @classmethod
+    def of(cls, counts: np.ndarray, n_blocks: int, seed: int) -> Deal:
+        """Deal ids with so many ratings each."""
+        n = len(counts)
+        tie = np.random.default_rng(seed).permutation(n)
+        ranked = np.lexsort((tie, -counts))
+        turn, at = np.divmod(np.arange(n), n_blocks)
+        dealt = np.where(turn % 2 == 0, at, n_blocks - 1 - at)
+        order = ranked[np.argsort(dealt, kind="stable")]
+        bounds = np.zeros(n_blocks + 1, np.int64)
+        np.cumsum(np.bincount(dealt, minlength=n_blocks), out=bounds[1:])
+        place = np.empty(n, np.int64)
+        place[order] = np.arange(n)
+        block = (np.searchsorted(bounds, place, side="right") - 1).astype(np.int32)
+        return cls(place, bounds, block, (place - bounds[block]).astype(np.int32))
+
+    def size(self, block: int) -> int:
+        """Ids of a block."""
+        return int(self.bounds[block + 1] - self.bounds[block])
+
+    def ids(self, ids: np.ndarray) -> np.ndarray:
+        """The ids, by place."""
+        out = np.empty_like(ids)
+        out[self.place] = ids
+        return out
+
+
+class Shuffled:
+    """The ratings of each block, together in a scratch file for each column."""
+
+    def __init__(self, spill: Spill, sides: tuple[Deal, Deal]) -> None:
+        self.users, self.items = sides
+        self.grid = len(self.users.bounds) - 1, len(self.items.bounds) - 1
+        self.dtypes = spill.dtypes
+        self.starts = self._count(spill)
+        self._free = self.starts[:-1].copy()
+
+    def _count(self, spill: Spill) -> np.ndarray:
+        counts = np.zeros(self.grid[0] * self.grid[1], np.int64)
+        for u, i, *_ in spill.batches():
+            counts += np.bincount(self._block(u, i), minlength=len(counts))
+        return np.concatenate([[0], np.cumsum(counts)])
+
+    def _block(self, u: np.ndarray, i: np.ndarray) -> np.ndarray:
+        return self.users.block[u] * np.int32(self.grid[1]) + self.items.block[i]
+
+    def __enter__(self) -> Shuffled:
+        with ExitStack() as opening:
+            self._files = [
+                opening.enter_context(tempfile.TemporaryFile(prefix="daskdml-ratings-"))
+                for _ in self.dtypes
+            ]
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._open.close()
+
+    def add(self, batch: list[np.ndarray]) -> None:
+        """Write each of a batch's ratings behind those of its block."""
+        u, i, *rest = batch
+        block = self._block(u, i)
+        order = np.argsort(block, kind="stable")
+        sorted_blocks = block[order]
+        columns = [self.users.local[u][order], self.items.local[i][order]]
+        columns += [values[order] for values in rest]
+        edges = np.flatnonzero(np.diff(sorted_blocks)) + 1
+        for a, b in zip([0, *edges.tolist()], [*edges.tolist(), len(order)], strict=True):
+            number = sorted_blocks[a]
+            at = int(self._free[number])
+            for file, values in zip(self._files, columns, strict=True):
+                _write_at(file, values[a:b], at)
+            self._free[number] += b - a
+
+    def read(self, number: int) -> list[np.ndarray]:
+        """Columns of a block, in the source's order."""
+        start, n = int(self.starts[number]), int(self.starts[number + 1] - self.starts[number])
+        return [
+            np.frombuffer(os.pread(f.fileno(), n * d.itemsize, start * d.itemsize), d)
+            for f, d in zip(self._files, self.dtypes, strict=True)
+        ]
+
+
+def _write_at(file: Any, values: np.ndarray, at: int) -> None:
+    view, offset = values.data.cast("B"), at * values.itemsize
+    while len(view):
+        done = os.pwrite(file.fileno(), view, offset)
+        view, offset = view[done:], offset + done
