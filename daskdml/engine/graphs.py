@@ -36,11 +36,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Graph:
-    """Tasks by key, the keys whose results are wanted, and the lane of each lane's task."""
+    """Tasks by key, the keys whose results are wanted, and the lane of each lane's task.
+
+    Results of `kept` keys stay where they are, for a later graph to start from.
+    """
 
     tasks: dict[Any, Any]
     wanted: list[Any]
     lane_of: dict[Any, int] = field(default_factory=dict)
+    kept: list[Any] = field(default_factory=list)
 
 
 def group_rows(chunk_bounds: Sequence[int], row_nbytes: int, target: int) -> tuple[Group, ...]:

@@ -24,11 +24,14 @@ class Needs:
         One block's result.
     row : int
         Scratch for each row of the block that is computed on.
+    held : int
+        What a worker process holds all the time.
     """
 
     work: int = 0
     part: int = 0
     row: int = 0
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,22 @@ class MemoryPlan:
     threads: int
     prefetch: int
     needs: Needs
+    cure: str = (
+        "write the data in smaller chunks (daskdml.io.write_dataset(..., chunks=rows)) or as "
+        "float32, or run fewer threads per worker"
+    )
 
     @property
     def streaming(self) -> int:
         """Bytes that a fit without pinned blocks reaches."""
         alive = self.threads * (self.prefetch + 1) * (self.block + self.encoded)
         solver = self.threads * self.needs.work + (FAN_IN + 2 * self.threads) * self.needs.part
-        return self.baseline + _SLACK + self.threads * _THREAD + int(1.05 * (alive + solver))
+        return (
+            self.baseline
+            + _SLACK
+            + self.threads * _THREAD
+            + int(1.05 * (alive + solver + self.needs.held))
+        )
 
     @property
     def spare(self) -> int:
@@ -115,7 +127,6 @@ def fit_plan(plan: MemoryPlan) -> MemoryPlan:
         f"memory_limit={bytes_text(plan.limit)} per worker is too small: this fit needs "
         f"{bytes_text(smallest.streaming)}, of which {bytes_text(plan.baseline)} are in use "
         f"before it and {plan.threads} x {bytes_text(plan.block + plan.encoded)} are the blocks "
-        f"of rows being read; raise memory_limit to {-(-smallest.streaming // 10**6)}MB, write the "
-        "data in smaller chunks (daskdml.io.write_dataset(..., chunks=rows)) or as float32, or run "
-        "fewer threads per worker"
+        f"of rows being read; raise memory_limit to {-(-smallest.streaming // 10**6)}MB, "
+        f"{plan.cure}"
     )

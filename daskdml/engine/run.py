@@ -3,70 +3,27 @@
 from __future__ import annotations
 
 import contextvars
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice, pairwise
 from typing import Any
 
-import psutil
 from dask.utils import parse_bytes
 
 from daskdml.engine import tasks
-from daskdml.engine.graphs import Group, group_rows, pass_graph, rounds_graph
+from daskdml.engine.graphs import Graph, Group, group_rows, pass_graph, rounds_graph
 from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
+from daskdml.engine.opened import NOTHING, Opened, PassTotals
 from daskdml.engine.place import global_client
 from daskdml.engine.runners import Cluster, Inline, Runner, Threads, fit_name
-from daskdml.events import BlockEnd, Callback, Event, Message, PassEnd, PassStart, emit
+from daskdml.events import Callback, Event, Message, emit
 from daskdml.io.sources import AnySource
 from daskdml.kernels.targets import DataError
 
 GROUP_BYTES = 24_000_000  # rows that one task reads, where chunks are smaller
 SEGMENT_GROUPS = 256  # groups of one graph: what a lost worker can cost
 ROW_SCRATCH = 64  # bytes that a row's encoded target, weight, score and slope take at most
-_SHARE_OF_WORKER = 0.7  # of a Dask worker's limit: beyond it, Dask begins to spill and to pause
-_SHARE_OF_MACHINE = 0.6  # of the available memory, where nobody promised anything
 
-
-@dataclass(frozen=True)
-class PassTotals:
-    """What a pass (or some rounds) took; seconds are summed over workers but for `seconds`.
-
-    Parameters
-    ----------
-    seconds : float
-        Wall-clock time.
-    rows : int
-        Rows read from the store or found pinned.
-    nbytes : int
-        Encoded bytes read from the store.
-    read, decode, compute, wait, transfer : float
-        Seconds of waiting for stored bytes, decoding, computing, compute slots that stood idle,
-        and sending parameters and fetching results.
-    pinned_rows : int
-        Rows found in memory.
-    """
-
-    seconds: float
-    rows: int
-    nbytes: int
-    read: float
-    decode: float
-    compute: float
-    wait: float
-    transfer: float
-    pinned_rows: int
-
-    def __add__(self, other: PassTotals) -> PassTotals:
-        return PassTotals(*(a + b for a, b in zip(_astuple(self), _astuple(other), strict=True)))
-
-
-def _astuple(totals: PassTotals) -> tuple[Any, ...]:
-    return tuple(getattr(totals, name) for name in totals.__dataclass_fields__)
-
-
-NOTHING = PassTotals(0.0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
 
 _ambient: contextvars.ContextVar[tuple[Engine, ...]] = contextvars.ContextVar("engine", default=())
 
@@ -157,72 +114,44 @@ class Engine:
         emit(self.callbacks, event)
 
 
-class Data:
+class Data(Opened):
     """A source opened by an engine: the groups of its rows, and passes over them.
 
     Use as a context manager: leaving it forgets the pinned blocks.
     """
 
     def __init__(self, engine: Engine, source: AnySource, needs: Needs, once: bool) -> None:
-        self.engine = engine
+        super().__init__(engine, source.in_memory)
         self.once = once
         self.source = source
-        self.token = uuid.uuid4().hex[:12]
-        self.runner = engine.runner(source.in_memory)
         self.groups = group_rows(source.chunk_bounds, source.row_nbytes, GROUP_BYTES)
-        self.totals = NOTHING
-        self.passes = 0
-        self._under_way: dict[str, int] = {}
-        self.baseline = 0
-        self.peaks: dict[str, int] = {}
         self._where: dict[int, str] = {}
-        self._names: set[str] = set()
         self.require(needs)
 
-    def __enter__(self) -> Data:
-        tasks.ONE_BLAS_THREAD.__enter__()  # a solver's bits must not depend on the core count
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        tasks.ONE_BLAS_THREAD.__exit__()
-        self.peaks = self.runner.forget(self.token)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and features."""
+        return self.source.n_rows, self.source.n_features
 
     @property
     def n_rows(self) -> int:
         """Rows of the source."""
         return self.source.n_rows
 
-    def require(self, needs: Needs, rehearse: Callable[[], None] | None = None) -> None:
-        """Plan for what a solver holds; raises MemoryError where it is too much.
-
-        Parameters
-        ----------
-        needs : Needs
-        rehearse : callable or None
-            Runs the solver's kernels once, in every process, so that compiling them comes before
-            the plan and not on top of it. Must be picklable.
-        """
-        self.baseline = max(self.baseline, self.runner.resident(rehearse))
-        self.plan = self._plan(needs)
+    @property
+    def row_nbytes(self) -> int:
+        """Decoded bytes of a row."""
+        return self.source.row_nbytes
 
     def _plan(self, needs: Needs) -> MemoryPlan:
-        workers = self.runner.workers()
-        limits = [w.limit for w in workers if w.limit]
-        promise = self.engine.memory_limit
-        if limits:
-            share = int(_SHARE_OF_WORKER * min(limits))
-            promise = share if promise is None else min(promise, share)
-        if promise is None:
-            promise = int(_SHARE_OF_MACHINE * psutil.virtual_memory().available)
-            promise += self.baseline
         held = not self.source.in_memory
         rows = max(g.rows for g in self.groups)
         plan = MemoryPlan(
-            limit=promise,
+            limit=self.promise(),
             baseline=self.baseline,
             block=rows * self.source.row_nbytes if held else 0,
             encoded=self.source.scratch_nbytes if held else 0,
-            threads=max(w.threads for w in workers),
+            threads=max(w.threads for w in self.runner.workers()),
             prefetch=1 if held else 0,
             needs=replace(needs, work=needs.work + rows * (ROW_SCRATCH + needs.row)),
         )
@@ -253,7 +182,7 @@ class Data:
         value, totals
         """
         groups = self.groups if groups is None else groups
-        self._start(label, groups)
+        self._start(label, len(groups), sum(g.rows for g in groups))
         value, totals = None, NOTHING
         for segment in _batched(groups, SEGMENT_GROUPS):
             lanes, places = self._lanes(segment)
@@ -301,7 +230,8 @@ class Data:
             The last s + 1 states after the rounds.
         totals : PassTotals
         """
-        self._start(label, [g for row in schedule for g in row if g is not None])
+        visited = [g for row in schedule for g in row if g is not None]
+        self._start(label, len(visited), sum(g.rows for g in visited))
         totals, states = NOTHING, list(states)
         replicas = max(len(row) for row in schedule)
         for segment in _batched(schedule, max(1, SEGMENT_GROUPS // replicas)):
@@ -317,25 +247,6 @@ class Data:
             totals = totals + spent
         self.totals = self.totals + totals
         return states, totals
-
-    def _start(self, label: str, groups: Sequence[Group]) -> None:
-        if label in self._under_way:
-            return  # the pass goes on
-        nbytes = sum(g.rows for g in groups) * self.source.row_nbytes
-        self._under_way[label] = self.passes
-        self.passes += 1
-        self.engine.tell(PassStart(label, self._under_way[label], len(groups), nbytes))
-
-    def end_pass(
-        self, label: str, totals: PassTotals, objective: float | None = None,
-        gap: float | None = None, relative: float | None = None,
-    ) -> None:  # fmt: skip
-        """Tell that a pass ended, with what the solver made of it."""
-        t = totals
-        bound = (objective, gap, relative)
-        spent = (t.read, t.decode, t.compute, t.wait, t.transfer)
-        index = self._under_way.pop(label)
-        self.engine.tell(PassEnd(label, index, t.seconds, *bound, t.nbytes, *spent))
 
     def _read(self, parts: tuple[str, ...]) -> tasks.Read:
         pins = not self.source.in_memory and "X" in parts
@@ -365,43 +276,18 @@ class Data:
         pairs = zip(lanes, places, strict=True)
         return {g.index for lane, at in pairs for g in lane if self._where.get(g.index) == at}
 
-    def _note_changes(self, names: set[str]) -> None:
-        if self._names and names != self._names:
-            for name in sorted(self._names - names):
-                self.engine.tell(Message(f"The worker {name} is gone; others do its work."))
-            for name in sorted(names - self._names):
-                self.engine.tell(Message(f"The worker {name} joined."))
-        self._names = names
-
-    def _run(self, graph: Any, places: Sequence[str], label: str) -> tuple[list[Any], PassTotals]:
-        seen: set[int] = set()
-        began = time.time()
-
-        def told(record: tasks.BlockRecord) -> None:
-            if record.token == self.token and record.index not in seen:
-                seen.add(record.index)
-                self._block_end(label, record)
-
+    def _run(self, graph: Graph, places: Sequence[str], label: str) -> tuple[list[Any], PassTotals]:
         try:
-            ended = self.runner.run(graph, places, told)
+            ended, totals = super()._run(graph, places, label)
         except DataError as error:
             first, source = self._first(error), self.source
             raise ValueError(explain(first, source.name, source.feature_names)) from None
-        stopped = time.time()
-        records = ended[-1].records
-        for record in records:
-            told(record)
+        for record in ended[-1].records:
             if record.pinned:
                 # In this process, a record names a thread.
                 alone = len(self._names) == 1
                 self._where[record.index] = next(iter(self._names)) if alone else record.worker
-        return ended, _totals(records, began, stopped, len(places))
-
-    def _block_end(self, label: str, r: tasks.BlockRecord) -> None:
-        nbytes = r.rows * self.source.row_nbytes
-        times = (r.load_began, r.ended, r.read, r.decode, r.compute)
-        index = self._under_way[label]
-        self.engine.tell(BlockEnd(label, index, r.rows, nbytes, r.worker, *times))
+        return ended, totals
 
     def _first(self, error: DataError) -> DataError:
         """The first bad row of the data, one that cannot be used having been found somewhere."""
@@ -423,26 +309,6 @@ def explain(error: DataError, name: str, feature_names: Any) -> str:
     return f"{error.what}: {where} of {name}; mend or leave out such rows"
 
 
-def _totals(
-    records: Iterable[tasks.BlockRecord], began: float, stopped: float, slots: int
-) -> PassTotals:
-    records = list(records)
-    compute = sum(r.compute for r in records)
-    first = min((r.load_began for r in records), default=began)
-    last = max((r.ended for r in records), default=stopped)
-    return PassTotals(
-        seconds=stopped - began,
-        rows=sum(r.rows for r in records),
-        nbytes=sum(r.nbytes for r in records),
-        read=sum(r.read for r in records),
-        decode=sum(r.decode for r in records),
-        compute=compute,
-        wait=max(0.0, slots * (stopped - began) - compute),
-        transfer=max(0.0, first - began) + max(0.0, stopped - last),
-        pinned_rows=sum(r.rows for r in records if r.nbytes == 0 and r.pinned),
-    )
-
-
 def _batched(items: Sequence[Any], n: int) -> Iterator[list[Any]]:
     it = iter(items)
     while batch := list(islice(it, n)):
@@ -460,4 +326,4 @@ def scan_groups(groups: Sequence[Group], row_nbytes: int) -> list[Group]:
     return [Group(i, *pair) for i, pair in enumerate(pairwise(bounds))]
 
 
-__all__ = ["Data", "Engine", "Inline", "PassTotals", "Threads", "scan_groups"]
+__all__ = ["NOTHING", "Data", "Engine", "Inline", "PassTotals", "Threads", "scan_groups"]

@@ -27,6 +27,7 @@ import dask.threaded
 import numpy as np
 import psutil
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.task_spec import DataNode
 
 from daskdml.engine import tasks
 from daskdml.engine.cache import PINNED
@@ -80,7 +81,16 @@ class Runner(Protocol):
         """
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
-        """Results of the graph's wanted keys; `places[lane]` is the worker a lane should run on."""
+        """Results of the graph's wanted keys; `places[lane]` is the worker a lane should run on.
+
+        They are followed by handles of the kept keys' results, for `entry`.
+        """
+
+    def entry(self, key: Any, kept: Any) -> Any:
+        """What to put into a graph under a key for a value, or for what an earlier graph kept."""
+
+    def fetch(self, kept: list[Any]) -> list[Any]:
+        """The values of what earlier graphs kept."""
 
     def forget(self, token: str) -> dict[str, int]:
         """Drop a fit's pinned blocks everywhere; gives each process's peak resident bytes."""
@@ -175,7 +185,15 @@ class Inline:
         return list(self._get(graph, (*dask.callbacks.Callback.active, listener)))
 
     def _get(self, graph: Graph, callbacks: Callbacks) -> Any:
-        return dask.get(graph.tasks, graph.wanted, callbacks=callbacks)
+        return dask.get(graph.tasks, [*graph.wanted, *graph.kept], callbacks=callbacks)
+
+    def entry(self, key: Any, kept: Any) -> Any:
+        """A node that holds the value."""
+        return DataNode(key, kept)
+
+    def fetch(self, kept: list[Any]) -> list[Any]:
+        """The values themselves."""
+        return kept
 
     def forget(self, token: str) -> dict[str, int]:
         """Drop a fit's pinned blocks."""
@@ -203,7 +221,8 @@ class Threads(Inline):
             THREAD_SLOTS.fit(self.n) as join,
             ThreadPoolExecutor(3 * self.n, thread_name_prefix="daskdml", initializer=join) as pool,
         ):
-            return dask.threaded.get(graph.tasks, graph.wanted, pool=pool, callbacks=callbacks)
+            keys = [*graph.wanted, *graph.kept]
+            return dask.threaded.get(graph.tasks, keys, pool=pool, callbacks=callbacks)
 
 
 class _Listener:
@@ -315,7 +334,10 @@ class Cluster:
     def _run(
         self, graph: Graph, places: Sequence[str], told: Told, heard: queue.SimpleQueue[Any]
     ) -> list[Any]:
-        futures = self.client.get(_layers(graph, places), graph.wanted, sync=False)
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
+            keys = [*graph.wanted, *graph.kept]
+            every = self.client.get(_layers(graph, places), keys, sync=False)
+        futures, kept = every[: len(graph.wanted)], every[len(graph.wanted) :]
         finished = threading.Event()
 
         def finish(_: Any) -> None:
@@ -328,10 +350,18 @@ class Cluster:
                 record = heard.get()
                 if record is not None:
                     told(record)
-            return list(self.client.gather(futures))
+            return [*self.client.gather(futures), *kept]
         except BaseException:
-            self.client.cancel(futures, force=True)
+            self.client.cancel(every, force=True)
             raise
+
+    def entry(self, key: Any, kept: Any) -> Any:
+        """The future of a result that stayed on the cluster, or a node that holds the value."""
+        return kept if hasattr(kept, "client") else DataNode(key, kept)
+
+    def fetch(self, kept: list[Any]) -> list[Any]:
+        """The values, brought here from the workers."""
+        return list(self.client.gather(kept))
 
     def forget(self, token: str) -> dict[str, int]:
         """Drop a fit's pinned blocks on every worker."""

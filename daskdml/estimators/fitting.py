@@ -12,7 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from daskdml.diagnostics.history import History
 from daskdml.engine.memory import Needs
-from daskdml.engine.run import Data, Engine
+from daskdml.engine.opened import Opened
+from daskdml.engine.run import Engine
 from daskdml.io.sources import AnySource
 from daskdml.kernels.covariance import SCATTER_SLAB, Scatter, scatter
 from daskdml.kernels.linear import Coordinates
@@ -20,7 +21,7 @@ from daskdml.kernels.losses import Loss, Multinomial
 from daskdml.kernels.targets import LabelSummary, Targets
 from daskdml.solvers.base import (
     Problem,
-    Run,
+    RunOf,
     Solution,
     minimise,
     running,
@@ -121,7 +122,7 @@ def fit_linear(source: AnySource, task: Task) -> Fitted:
     return Fitted(coef, intercept, solution, attributes)
 
 
-def run_attributes(run: Run, data: Data, solution: Solution) -> dict[str, Any]:
+def run_attributes(run: RunOf[Any], data: Opened, solution: Solution) -> dict[str, Any]:
     """The fitted attributes that tell of the run."""
     return {
         "certificate_": solution.certificate,
@@ -131,7 +132,7 @@ def run_attributes(run: Run, data: Data, solution: Solution) -> dict[str, Any]:
     }
 
 
-def pass_attributes(data: Data) -> dict[str, Any]:
+def pass_attributes(data: Opened) -> dict[str, Any]:
     """The fitted attributes that tell of passes over the rows."""
     return {
         "n_passes_": data.totals.rows / data.n_rows,

@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
 from daskdml.engine.memory import Needs
+from daskdml.engine.opened import Opened
 from daskdml.engine.run import Data, PassTotals
 from daskdml.events import FitEnd, FitStart
 from daskdml.kernels.block import Block
@@ -161,11 +162,14 @@ class Solver(Protocol):
         """State after one step, and what it found."""
 
 
+D = TypeVar("D", bound=Opened)
+
+
 @dataclass
-class Run:
+class RunOf(Generic[D]):
     """A fit in progress: its data, its clock and its history."""
 
-    data: Data
+    data: D
     label: str
     began: float = field(default_factory=time.perf_counter)
     history: list[Record] = field(default_factory=list)
@@ -173,33 +177,44 @@ class Run:
 
     def note(self, report: Report) -> None:
         """Add a report to the history and tell the callbacks."""
-        t, total, c = report.totals, self.data.totals, report.certificate
+        c = report.certificate
         gap, relative = (None, None) if c is None else (c.gap, c.relative)
+        self.add(report.label, report.totals, report.objective, gap, relative)
+
+    def add(
+        self, label: str, totals: PassTotals, objective: float | None, gap: float | None = None,
+        relative: float | None = None, gradient: float | None = None,
+        validation: float | None = None,
+    ) -> None:  # fmt: skip
+        """Add a pass to the history and tell the callbacks."""
+        t, total = totals, self.data.totals
         record = Record(
-            report.label, time.perf_counter() - self.began, total.nbytes,
-            total.rows / self.data.n_rows, report.objective, gap, relative,
-            t.read, t.decode, t.compute, t.wait, t.transfer,
+            label, time.perf_counter() - self.began, total.nbytes,
+            total.rows / self.data.n_rows, objective, gap, relative,
+            t.read, t.decode, t.compute, t.wait, t.transfer, gradient, validation,
         )  # fmt: skip
         self.history.append(record)
-        self.data.end_pass(report.label, t, report.objective, gap, relative)
+        self.data.end_pass(label, t, objective, gap, relative)
+
+
+Run: TypeAlias = RunOf[Data]
 
 
 @contextmanager
-def running(data: Data, label: str, began: float) -> Iterator[Run]:
+def running(data: D, label: str, began: float) -> Iterator[RunOf[D]]:
     """A fit, told of when it starts, and when it ends or fails.
 
     Parameters
     ----------
-    data : Data
+    data : Opened
     label : str
         Name of the fit.
     began : float
         When the user called `fit`, by ``time.perf_counter()``.
     """
-    tell, source = data.engine.tell, data.source
-    link = data.runner.dashboard_link
-    tell(FitStart(label, data.plan, source.n_rows, source.n_features, link))
-    run = Run(data, label, began)
+    tell = data.engine.tell
+    tell(FitStart(label, data.plan, *data.shape, data.runner.dashboard_link))
+    run = RunOf(data, label, began)
     try:
         yield run
     except BaseException as error:

@@ -23,6 +23,10 @@ class Record:
         f at the point visited, and its certified distance to the optimum.
     read, decode, compute, wait, transfer : float
         Seconds of this pass, summed over workers.
+    gradient : float or None
+        Norm of the gradient of f, where no bound of the distance to an optimum can be had.
+    validation : float or None
+        Score of the ratings held out for early stopping.
     """
 
     label: str
@@ -37,3 +41,5 @@ class Record:
     compute: float
     wait: float
     transfer: float
+    gradient: float | None = None
+    validation: float | None = None

@@ -1,0 +1,274 @@
+"""What runs inside a task of block-parallel factorization: read a tile of ratings, work on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from daskdml.engine.cache import PINNED
+from daskdml.engine.place import compute_permit, leave_slot, tell, worker_name
+from daskdml.engine.tasks import ONE_BLAS_THREAD, BlockRecord, Part
+from daskdml.io import buffers
+from daskdml.io.chunks import ReadStats
+from daskdml.io.factors import StoredFactors
+from daskdml.io.ratings import Ratings, Walk
+from daskdml.kernels.ratings import RatingBlock
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Consecutive blocks of users or items, whose factors are kept together.
+
+    Parameters
+    ----------
+    index : int
+    first : int
+        Number of the first block.
+    sizes : tuple of int
+        Users or items of each block.
+    """
+
+    index: int
+    first: int
+    sizes: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Users or items of the tile."""
+        return sum(self.sizes)
+
+    @property
+    def slices(self) -> list[slice]:
+        """Where each block's rows are among the tile's."""
+        ends = np.cumsum(self.sizes).tolist()
+        return [slice(end - n, end) for end, n in zip(ends, self.sizes, strict=True)]
+
+
+@dataclass(frozen=True)
+class ReadTiles:
+    """How ratings are to be read, and where they may stay.
+
+    Parameters
+    ----------
+    ratings : Ratings
+    token : str
+        Names the fit.
+    budget : int or None
+        Bytes that may stay pinned in a process; None where none are looked for either.
+    spare : int
+        Bytes of free buffers that a process may keep for the next read.
+    """
+
+    ratings: Ratings
+    token: str
+    budget: int | None
+    spare: int
+
+
+@dataclass(frozen=True)
+class LoadedTile:
+    """Rating blocks in memory, by number of the own and the other side's block."""
+
+    blocks: dict[tuple[int, int], RatingBlock]
+    record: BlockRecord
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the blocks."""
+        return sum(block.nbytes for block in self.blocks.values())
+
+
+@dataclass(frozen=True)
+class Step:
+    """Factors of one tile or of two, and what else a step found."""
+
+    factors: tuple[np.ndarray | StoredFactors, ...]
+    part: Part | None = None
+
+
+def load_tile(
+    how: ReadTiles, index: int, walk: Walk, own: Tile, others: Sequence[Tile], *gate: Any
+) -> LoadedTile:
+    """Ratings of a tile for the other side's tiles; holds no compute slot while it reads.
+
+    `index` names the tile among all that a fit reads; `gate` only orders.
+    """
+    began = time.time()
+    if how.budget is not None:
+        kept = PINNED.get(how.token, index)
+        if kept is not None:
+            record = replace(kept.record, nbytes=0, worker=worker_name(), pinned=True,
+                             load_began=began, load_ended=began, read=0.0, decode=0.0)  # fmt: skip
+            return LoadedTile(kept.blocks, record)
+    if not how.ratings.in_memory:
+        buffers.set_limit(how.spare)
+        leave_slot()
+    blocks, stats = {}, ReadStats()
+    for a in range(own.first, own.first + len(own.sizes)):
+        for other in others:
+            for b in range(other.first, other.first + len(other.sizes)):
+                i, j = (a, b) if walk == "user" else (b, a)
+                blocks[a, b], more = how.ratings.read(walk, i, j)
+                stats += more
+    record = BlockRecord(
+        how.token, index, sum(b.nnz for b in blocks.values()), stats.nbytes, worker_name(), False,
+        began, time.time(), stats.read_seconds, stats.decode_seconds,
+    )  # fmt: skip
+    loaded = LoadedTile(blocks, record)
+    if how.budget and PINNED.offer(how.token, index, loaded, loaded.nbytes, how.budget):
+        return LoadedTile(blocks, replace(record, pinned=True))
+    return loaded
+
+
+def _working(loaded: LoadedTile, work: Callable[[], tuple[Any, Any]]) -> tuple[Any, Part]:
+    """What `work` gives beside a value for the sum, and that value with the tile's record."""
+    leave_slot()
+    with compute_permit(), ONE_BLAS_THREAD:
+        began, tick = time.time(), time.perf_counter()
+        result, value = work()
+    seconds = time.perf_counter() - tick
+    record = replace(loaded.record, began=began, ended=time.time(), compute=seconds)
+    tell(record)
+    return result, Part(value, (record,))
+
+
+def load(factors: np.ndarray | StoredFactors) -> np.ndarray:
+    """Factors, wherever they are."""
+    return factors.load() if isinstance(factors, StoredFactors) else factors
+
+
+def keep(rows: np.ndarray, where: StoredFactors | None) -> np.ndarray | StoredFactors:
+    """Factors, put where they are to be."""
+    if where is None:
+        return rows
+    where.save(rows)
+    return where
+
+
+def make(init: Callable[[int, int], np.ndarray], tile: Tile, where: StoredFactors | None) -> Step:
+    """First factors of a tile; `init(block, rows)` gives those of a block."""
+    rows = [init(tile.first + n, size) for n, size in enumerate(tile.sizes)]
+    return Step((keep(np.concatenate(rows), where),))
+
+
+def half_step(
+    rule: Callable[..., tuple[np.ndarray, Any]],
+    tiles: Sequence[Tile],
+    loaded: LoadedTile,
+    own: Step,
+    tile: Tile,
+    where: StoredFactors | None,
+    others: list[Step],
+) -> Step:
+    """New factors of a tile, given the other side's.
+
+    ``rule(old, blocks) -> new, value`` is called for each block of rows; ``blocks()`` walks through
+    its ratings and the factors that these are for, so that no more than one tile of the other side
+    need be in memory.
+    """
+
+    def walk(number: int) -> Iterator[tuple[RatingBlock, np.ndarray]]:
+        for other, step in zip(tiles, others, strict=True):
+            factors = load(step.factors[0])
+            for n, rows in enumerate(other.slices):
+                yield loaded.blocks[number, other.first + n], factors[rows]
+
+    def work() -> tuple[np.ndarray, Any]:
+        old, new, total = load(own.factors[0]), [], None
+        for n, rows in enumerate(tile.slices):
+            made, value = rule(old[rows], lambda n=n: walk(tile.first + n))
+            new.append(made)
+            total = value if total is None else total + value
+        return np.concatenate(new), total
+
+    rows, part = _working(loaded, work)
+    return Step((keep(rows, where),), part)
+
+
+def pair_step(
+    rule: Callable[..., Any],
+    t: int,
+    loaded: LoadedTile,
+    own: Step,
+    other: Step,
+    tiles: tuple[Tile, Tile],
+    where: tuple[StoredFactors | None, StoredFactors | None],
+) -> Step:
+    """New factors of a tile of users and of a tile of items, from the ratings of both.
+
+    ``rule(U, V, block, t, i, j) -> value`` changes U and V, which are copies, in place.
+    """
+    users, items = tiles
+
+    def work() -> tuple[tuple[np.ndarray, np.ndarray], Any]:
+        U, V = load(own.factors[0]).copy(), load(other.factors[0]).copy()
+        total = None
+        for n, m in _visits(len(users.sizes), len(items.sizes)):
+            i, j = users.first + n, items.first + m
+            value = rule(U[users.slices[n]], V[items.slices[m]], loaded.blocks[i, j], t, i, j)
+            total = value if total is None else total + value
+        return (U, V), total
+
+    (U, V), part = _working(loaded, work)
+    return Step((keep(U, where[0]), keep(V, where[1])), part)
+
+
+def _visits(n: int, m: int) -> Iterator[tuple[int, int]]:
+    """All pairs, along the diagonals of a Latin square."""
+    for shift in range(m):
+        for row in range(n):
+            yield row, (row + shift) % m
+
+
+def score_step(
+    rule: Callable[..., Any], tiles: Sequence[Tile], loaded: LoadedTile, own: Step, tile: Tile,
+    others: list[Step],
+) -> Part:  # fmt: skip
+    """Sum of ``rule(U, V, block)`` over the blocks of a tile."""
+
+    def work() -> tuple[None, Any]:
+        U, total = load(own.factors[0]), None
+        for other, step in zip(tiles, others, strict=True):
+            V = load(step.factors[0])
+            for n, rows in enumerate(tile.slices):
+                for m, columns in enumerate(other.slices):
+                    block = loaded.blocks[tile.first + n, other.first + m]
+                    value = rule(U[rows], V[columns], block)
+                    total = value if total is None else total + value
+        return None, total
+
+    return _working(loaded, work)[1]
+
+
+def gram(step: Step, k: int) -> Part:
+    """``sum of w w'`` of a tile's factors."""
+    w = load(step.factors[0])[:, :k].astype(np.float64)
+    with ONE_BLAS_THREAD:
+        return Part(w.T @ w, ())
+
+
+def pick(step: Step, which: int) -> Step:
+    """One of the factors alone, so that the other need not travel with it."""
+    return Step((step.factors[which],))
+
+
+def advance(before: Step, base: Step, new: Step, where: StoredFactors | None) -> Step:
+    """``before + (new - base)``: a change that was computed from stale factors, made to newer ones.
+
+    References
+    ----------
+    Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server",
+    NIPS 2013.
+    """
+    rows = load(before.factors[0]) + (load(new.factors[0]) - load(base.factors[0]))
+    return Step((keep(rows, where),))
+
+
+def part_of(step: Step) -> Part:
+    """What a step found beside its factors."""
+    assert step.part is not None
+    return step.part

@@ -1,0 +1,202 @@
+"""What every opened source has: a plan, a runner, passes that are told, and what they took."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import psutil
+
+from daskdml.engine import tasks
+from daskdml.engine.memory import MemoryPlan, Needs
+from daskdml.events import BlockEnd, Message, PassEnd, PassStart
+
+if TYPE_CHECKING:
+    from daskdml.engine.graphs import Graph
+    from daskdml.engine.run import Engine
+
+_SHARE_OF_WORKER = 0.7  # of a Dask worker's limit: beyond it, Dask begins to spill and to pause
+_SHARE_OF_MACHINE = 0.6  # of the available memory, where nobody promised anything
+
+
+@dataclass(frozen=True)
+class PassTotals:
+    """What a pass (or some rounds) took; seconds are summed over workers but for `seconds`.
+
+    Parameters
+    ----------
+    seconds : float
+        Wall-clock time.
+    rows : int
+        Rows read from the store or found pinned.
+    nbytes : int
+        Encoded bytes read from the store.
+    read, decode, compute, wait, transfer : float
+        Seconds of waiting for stored bytes, decoding, computing, compute slots that stood idle,
+        and sending parameters and fetching results.
+    pinned_rows : int
+        Rows found in memory.
+    """
+
+    seconds: float
+    rows: int
+    nbytes: int
+    read: float
+    decode: float
+    compute: float
+    wait: float
+    transfer: float
+    pinned_rows: int
+
+    def __add__(self, other: PassTotals) -> PassTotals:
+        return PassTotals(*(a + b for a, b in zip(_astuple(self), _astuple(other), strict=True)))
+
+
+def _astuple(totals: PassTotals) -> tuple[Any, ...]:
+    return tuple(getattr(totals, name) for name in totals.__dataclass_fields__)
+
+
+NOTHING = PassTotals(0.0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
+
+
+class Opened(ABC):
+    """A source opened by an engine. Use as a context manager: leaving it forgets pinned blocks."""
+
+    plan: MemoryPlan
+
+    def __init__(self, engine: Engine, in_memory: bool) -> None:
+        self.engine = engine
+        self.token = uuid.uuid4().hex[:12]
+        self.runner = engine.runner(in_memory)
+        self.totals = NOTHING
+        self.passes = 0
+        self.baseline = 0
+        self.peaks: dict[str, int] = {}
+        self._under_way: dict[str, int] = {}
+        self._names: set[str] = set()
+
+    def __enter__(self) -> Self:
+        tasks.ONE_BLAS_THREAD.__enter__()  # a solver's bits must not depend on the core count
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        tasks.ONE_BLAS_THREAD.__exit__()
+        self.peaks = self.runner.forget(self.token)
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Of the data, as it is told when a fit starts."""
+
+    @property
+    @abstractmethod
+    def n_rows(self) -> int:
+        """Rows (or ratings) of one pass."""
+
+    @property
+    @abstractmethod
+    def row_nbytes(self) -> int:
+        """Decoded bytes of one of them."""
+
+    @abstractmethod
+    def _plan(self, needs: Needs) -> MemoryPlan:
+        """What will be held; raises MemoryError where it is more than is promised."""
+
+    def require(self, needs: Needs, rehearse: Callable[[], None] | None = None) -> None:
+        """Plan for what a solver holds; raises MemoryError where it is too much.
+
+        Parameters
+        ----------
+        needs : Needs
+        rehearse : callable or None
+            Runs the solver's kernels once, in every process, so that compiling them comes before
+            the plan and not on top of it. Must be picklable.
+        """
+        self.baseline = max(self.baseline, self.runner.resident(rehearse))
+        self.plan = self._plan(needs)
+
+    def promise(self) -> int:
+        """Bytes of resident memory that no worker process will exceed."""
+        limits = [w.limit for w in self.runner.workers() if w.limit]
+        promise = self.engine.memory_limit
+        if limits:
+            share = int(_SHARE_OF_WORKER * min(limits))
+            promise = share if promise is None else min(promise, share)
+        if promise is None:
+            promise = int(_SHARE_OF_MACHINE * psutil.virtual_memory().available)
+            promise += self.baseline
+        return promise
+
+    def _start(self, label: str, n_blocks: int, n_rows: int) -> None:
+        if label in self._under_way:
+            return  # the pass goes on
+        self._under_way[label] = self.passes
+        self.passes += 1
+        nbytes = n_rows * self.row_nbytes
+        self.engine.tell(PassStart(label, self._under_way[label], n_blocks, nbytes))
+
+    def end_pass(
+        self, label: str, totals: PassTotals, objective: float | None = None,
+        gap: float | None = None, relative: float | None = None,
+    ) -> None:  # fmt: skip
+        """Tell that a pass ended, with what the solver made of it."""
+        t = totals
+        bound = (objective, gap, relative)
+        spent = (t.read, t.decode, t.compute, t.wait, t.transfer)
+        index = self._under_way.pop(label)
+        self.engine.tell(PassEnd(label, index, t.seconds, *bound, t.nbytes, *spent))
+
+    def _note_changes(self, names: set[str]) -> None:
+        if self._names and names != self._names:
+            for name in sorted(self._names - names):
+                self.engine.tell(Message(f"The worker {name} is gone; others do its work."))
+            for name in sorted(names - self._names):
+                self.engine.tell(Message(f"The worker {name} joined."))
+        self._names = names
+
+    def _run(self, graph: Graph, places: Sequence[str], label: str) -> tuple[list[Any], PassTotals]:
+        """Results of the graph's wanted keys, then its kept ones; and what the blocks took."""
+        seen: set[int] = set()
+        began = time.time()
+
+        def told(record: tasks.BlockRecord) -> None:
+            if record.token == self.token and record.index not in seen:
+                seen.add(record.index)
+                self._block_end(label, record)
+
+        ended = self.runner.run(graph, places, told)
+        stopped = time.time()
+        records = ended[len(graph.wanted) - 1].records
+        for record in records:
+            told(record)
+        return ended, _totals(records, began, stopped, len(places))
+
+    def _block_end(self, label: str, r: tasks.BlockRecord) -> None:
+        nbytes = r.rows * self.row_nbytes
+        times = (r.load_began, r.ended, r.read, r.decode, r.compute)
+        index = self._under_way[label]
+        self.engine.tell(BlockEnd(label, index, r.rows, nbytes, r.worker, *times))
+
+
+def _totals(
+    records: Iterable[tasks.BlockRecord], began: float, stopped: float, slots: int
+) -> PassTotals:
+    records = list(records)
+    compute = sum(r.compute for r in records)
+    first = min((r.load_began for r in records), default=began)
+    last = max((r.ended for r in records), default=stopped)
+    return PassTotals(
+        seconds=stopped - began,
+        rows=sum(r.rows for r in records),
+        nbytes=sum(r.nbytes for r in records),
+        read=sum(r.read for r in records),
+        decode=sum(r.decode for r in records),
+        compute=compute,
+        wait=max(0.0, slots * (stopped - began) - compute),
+        transfer=max(0.0, first - began) + max(0.0, stopped - last),
+        pinned_rows=sum(r.rows for r in records if r.nbytes == 0 and r.pinned),
+    )

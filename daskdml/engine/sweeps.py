@@ -1,0 +1,329 @@
+"""Sweeps over a grid of ratings: the model is cut into tiles, which tasks hand on along edges."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from dask.task_spec import DataNode, List, Task, TaskRef
+
+from daskdml.engine import factor_tasks
+from daskdml.engine.factor_tasks import ReadTiles, Step, Tile
+from daskdml.engine.graphs import Graph, tree
+from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
+from daskdml.engine.opened import Opened, PassTotals
+from daskdml.engine.run import Engine
+from daskdml.engine.runners import fit_name
+from daskdml.io.factors import FactorStore, StoredFactors
+from daskdml.io.ratings import Ratings, Walk
+
+LINEAGE_SECONDS = 10.0  # of sweeps that a lost worker can make Dask repeat
+CURE = (
+    "convert the ratings with a finer grid, run fewer threads per worker, or keep the factors in a "
+    "store (fit(..., factors_url=))"
+)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Factors of one side, tile by tile, wherever they are; those in a store have a name there."""
+
+    steps: list[Any]
+    name: str | None = None
+
+
+class Sweeps(Opened):
+    """Ratings opened by an engine, and the two sides of a model cut into tiles.
+
+    Parameters
+    ----------
+    engine : Engine
+    ratings : Ratings
+    tiles : dict of "user" and "item" to list of Tile
+    width : int
+        Numbers in a row of factors.
+    needs : Needs
+    store : FactorStore or None
+        Where factors are kept; None keeps them in the memory of the workers.
+    paired : bool
+        Ratings are read by pairs of tiles, not by tiles of one side.
+    """
+
+    def __init__(
+        self, engine: Engine, ratings: Ratings, tiles: dict[Walk, list[Tile]], width: int,
+        needs: Needs, store: FactorStore | None = None, paired: bool = False,
+        rehearse: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(engine, ratings.in_memory)
+        self.ratings = ratings
+        self.tiles = tiles
+        self.width = width
+        self.store = store
+        self.paired = paired
+        self._versions = 0
+        self._cut = time.monotonic()
+        self.require(needs, rehearse)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Users and items."""
+        return self.ratings.shape
+
+    @property
+    def n_rows(self) -> int:
+        """Stored ratings."""
+        return self.ratings.n_stored
+
+    @property
+    def row_nbytes(self) -> int:
+        """Decoded bytes of a rating of one walk."""
+        return 4 + self.ratings.dtype.itemsize
+
+    def _plan(self, needs: Needs) -> MemoryPlan:
+        held = 0 if self.ratings.in_memory else 1
+        plan = MemoryPlan(
+            limit=self.promise(),
+            baseline=self.baseline,
+            block=self._tile_nbytes() * held,
+            encoded=self.ratings.scratch_nbytes * held,
+            threads=max(w.threads for w in self.runner.workers()),
+            prefetch=held,
+            needs=needs,
+            cure=CURE,
+        )
+        return fit_plan(plan)
+
+    def _tile_nbytes(self) -> int:
+        """Decoded bytes of the largest tile of ratings."""
+        nnz, most = self.ratings.nnz, 0
+        users, items = self.tiles["user"], self.tiles["item"]
+        if self.paired:
+            for u in users:
+                for v in items:
+                    most = max(most, int(_part(_part(nnz, u, 0), v, 1).sum()))
+        else:
+            for axis, side in enumerate((users, items)):
+                most = max(most, *(int(_part(nnz, tile, axis).sum()) for tile in side))
+        rows = sum(max(t.rows for t in side) for side in (users, items))
+        return most * self.row_nbytes + 4 * rows * max(self.ratings.grid)
+
+    def make(self, walk: Walk, init: Callable[[int, int], np.ndarray], label: str) -> Held:
+        """First factors of one side; ``init(block, rows)`` gives those of a block."""
+        name, stored = fit_name(label), self._stored(walk)
+        graph: dict[Any, Any] = {f"{name}-init": DataNode(f"{name}-init", init)}
+        keys = [(name, tile.index) for tile in self.tiles[walk]]
+        for key, tile in zip(keys, self.tiles[walk], strict=True):
+            where = self._where(stored, tile)
+            graph[key] = Task(key, factor_tasks.make, TaskRef(f"{name}-init"), tile, where)
+        done = f"{name}-done"
+        graph[done] = Task(done, _nothing, *map(TaskRef, keys))
+        lanes = {key: tile.index for key, tile in zip(keys, self.tiles[walk], strict=True)}
+        places = self._places(len(keys))
+        ended = self.runner.run(Graph(graph, [done], lanes, keys), places, lambda record: None)
+        return Held(ended[1:], stored)
+
+    def half_sweep(
+        self, walk: Walk, rule: Callable[..., Any], own: Held, other: Held, label: str
+    ) -> tuple[Any, Held, PassTotals]:
+        """New factors of one side, given the other's: all its tiles at once.
+
+        Parameters
+        ----------
+        walk : {"user", "item"}
+        rule : callable
+            As for `factor_tasks.half_step`. Must be picklable.
+        own, other : Held
+        label : str
+
+        Returns
+        -------
+        value : object
+            The sum of what the rule found.
+        held : Held
+        totals : PassTotals
+        """
+        tiles, others = self.tiles[walk], self.tiles["item" if walk == "user" else "user"]
+        stored = self._stored(walk)
+        name = fit_name(label)
+        graph, refs = self._inputs(name, own, other)
+        rule_key, tiles_key = f"{name}-rule", f"{name}-tiles"
+        graph |= {rule_key: DataNode(rule_key, rule), tiles_key: DataNode(tiles_key, others)}
+        lanes: dict[Any, int] = {}
+        for at, tile in enumerate(tiles):
+            key = (name, tile.index)
+            gate = self._gate(name, at, len(tiles))
+            load = self._load(graph, lanes, name, walk, tile, others, gate)
+            graph[key] = Task(
+                key, factor_tasks.half_step, TaskRef(rule_key), TaskRef(tiles_key), TaskRef(load),
+                refs[0][at], tile, self._where(stored, tile), List(*refs[1]),
+            )  # fmt: skip
+            lanes[key] = at
+        value, steps, totals = self._swept(name, graph, lanes, len(tiles), label, "half")
+        self._forget(own)
+        return value, Held(steps, stored), totals
+
+    def _swept(
+        self, name: str, graph: dict[Any, Any], lanes: dict[Any, int], n: int, label: str, kind: str
+    ) -> tuple[Any, list[Any], PassTotals]:
+        keys = [key for key in graph if isinstance(key, tuple) and key[0] == name]
+        parts = []
+        for key in keys:
+            part = (f"{name}-found", *key[1:])
+            graph[part] = Task(part, factor_tasks.part_of, TaskRef(key))
+            lanes[part] = lanes[key]
+            parts.append(part)
+        graph |= tree(f"{name}-sum", parts)
+        self._start(label, n, self.n_rows)
+        whole = Graph(graph, [(f"{name}-sum", -1)], lanes, keys)
+        (part, *steps), totals = self._run(whole, self._places(n), label)
+        self.totals = self.totals + totals
+        return part.value, steps, totals
+
+    def score(
+        self, rule: Callable[..., Any], users: Held, items: Held, label: str,
+        ratings: Ratings | None = None,
+    ) -> tuple[Any, PassTotals]:  # fmt: skip
+        """Sum of ``rule(U, V, block)`` over all blocks of ratings of the same grid."""
+        name = fit_name(label)
+        graph, refs = self._inputs(name, users, items)
+        rule_key, tiles_key = f"{name}-rule", f"{name}-tiles"
+        others = self.tiles["item"]
+        graph |= {rule_key: DataNode(rule_key, rule), tiles_key: DataNode(tiles_key, others)}
+        lanes: dict[Any, int] = {}
+        parts = []
+        for at, tile in enumerate(self.tiles["user"]):
+            key = (name, tile.index)
+            gate = self._gate(name, at, len(self.tiles["user"]))
+            load = self._load(graph, lanes, name, "user", tile, others, gate, ratings)
+            graph[key] = Task(
+                key, factor_tasks.score_step, TaskRef(rule_key), TaskRef(tiles_key), TaskRef(load),
+                refs[0][at], tile, List(*refs[1]),
+            )  # fmt: skip
+            lanes[key] = at
+            parts.append(key)
+        graph |= tree(f"{name}-sum", parts)
+        self._start(label, len(parts), self.n_rows)
+        whole = Graph(graph, [(f"{name}-sum", -1)], lanes)
+        (part,), totals = self._run(whole, self._places(len(parts)), label)
+        return part.value, totals
+
+    def gram(self, held: Held, k: int) -> np.ndarray:
+        """``sum of w w'`` of one side's factors, (k, k) float64."""
+        name = fit_name("gram")
+        graph, (refs,) = self._inputs(name, held)
+        keys = [(name, n) for n in range(len(refs))]
+        graph |= {
+            key: Task(key, factor_tasks.gram, ref, k) for key, ref in zip(keys, refs, strict=True)
+        }
+        graph |= tree(f"{name}-sum", keys)
+        whole = Graph(graph, [(f"{name}-sum", -1)], {key: n for n, key in enumerate(keys)})
+        (part,) = self.runner.run(whole, self._places(len(keys)), lambda record: None)
+        return part.value
+
+    def _inputs(self, name: str, *sides: Held) -> tuple[dict[Any, Any], list[list[TaskRef]]]:
+        """Entries of what earlier graphs kept, and references to them."""
+        self._shorten(*sides)
+        graph: dict[Any, Any] = {}
+        refs = []
+        for n, side in enumerate(sides):
+            keys = [(f"{name}-from-{n}", k) for k in range(len(side.steps))]
+            for key, step in zip(keys, side.steps, strict=True):
+                graph[key] = self.runner.entry(key, step)
+            refs.append([TaskRef(key) for key in keys])
+        return graph, refs
+
+    def _shorten(self, *sides: Held) -> None:
+        """Now and then, replace what is kept by its value: Dask forgets how it came about."""
+        if time.monotonic() - self._cut < LINEAGE_SECONDS:
+            return
+        for side in sides:
+            side.steps[:] = [Step(s.factors) for s in self.runner.fetch(side.steps)]
+        self._cut = time.monotonic()
+
+    def _load(
+        self, graph: dict[Any, Any], lanes: dict[Any, int], name: str, walk: Walk, own: Tile,
+        others: Sequence[Tile], gate: list[Any], ratings: Ratings | None = None, index: int = 0,
+    ) -> Any:  # fmt: skip
+        """Add the task that reads a tile; its key."""
+        how_key = f"{name}-how"
+        if how_key not in graph:
+            pins = ratings is None and not self.ratings.in_memory
+            budget = self.plan.pinned if pins else None
+            how = ReadTiles(ratings or self.ratings, self.token, budget, self.plan.spare)
+            graph[how_key] = DataNode(how_key, how)
+            graph[f"{name}-others"] = DataNode(f"{name}-others", list(others))
+        at = own.index + (len(self.tiles["user"]) if walk == "item" else 0) + index
+        key = (f"{name}-read", at)
+        rest = TaskRef(f"{name}-others")
+        graph[key] = Task(
+            key, factor_tasks.load_tile, TaskRef(how_key), at, walk, own, rest, *gate
+        )  # fmt: skip
+        lanes[key] = own.index
+        return key
+
+    def _gate(self, name: str, at: int, n: int) -> list[TaskRef]:
+        """Tiles of one lane are loaded one after the other, at most `prefetch` ahead."""
+        slots = len(self._slots())
+        lane = [k for k in range(n) if k * slots // n == at * slots // n]
+        before = lane.index(at) - 1 - self.plan.prefetch
+        return [TaskRef((name, lane[before]))] if before >= 0 else []
+
+    def _slots(self) -> list[str]:
+        workers = self.runner.workers()
+        self._note_changes({w.name for w in workers})
+        return [w.name for w in workers for _ in range(w.threads)]
+
+    def _places(self, n: int) -> list[str]:
+        """The worker of each tile: neighbours share one."""
+        slots = self._slots()
+        return [slots[k * len(slots) // n] for k in range(n)]
+
+    def _stored(self, walk: Walk) -> str | None:
+        """Name of a new array for one side's factors, where they are kept in a store."""
+        if self.store is None:
+            return None
+        self._versions += 1
+        name = f"{walk}-{self._versions}"
+        sizes = [n for tile in self.tiles[walk] for n in tile.sizes]
+        self.store.add(name, sizes, self.width, self.ratings.dtype)
+        return name
+
+    def _where(self, name: str | None, tile: Tile) -> StoredFactors | None:
+        if name is None or self.store is None:
+            return None
+        return StoredFactors(self.store, name, tile.first, tile.sizes, self.width)
+
+    def _forget(self, held: Held) -> None:
+        """Remove factors that newer ones have replaced."""
+        if self.store is not None and held.name is not None:
+            self.store.remove(held.name)
+
+    def fetch(self, held: Held) -> np.ndarray:
+        """Factors of one side in this process, (n, width)."""
+        steps = self.runner.fetch(held.steps)
+        return np.concatenate([factor_tasks.load(step.factors[0]) for step in steps])
+
+
+def _part(nnz: np.ndarray, tile: Tile, axis: int) -> np.ndarray:
+    return nnz.take(range(tile.first, tile.first + len(tile.sizes)), axis=axis)
+
+
+def _nothing(*results: Any) -> None:
+    """What tells that others have ended."""
+
+
+def cut_tiles(bounds: np.ndarray, n: int) -> list[Tile]:
+    """Cut one side's blocks into at most n tiles of as many blocks each.
+
+    Examples
+    --------
+    >>> [t.sizes for t in cut_tiles(np.array([0, 3, 6, 9, 11]), 2)]
+    [(3, 3), (3, 2)]
+    """
+    sizes = np.diff(bounds).tolist()
+    edges = [k * len(sizes) // min(n, len(sizes)) for k in range(min(n, len(sizes)) + 1)]
+    return [Tile(k, a, tuple(sizes[a:b])) for k, (a, b) in enumerate(pairwise(edges))]

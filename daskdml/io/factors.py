@@ -1,0 +1,128 @@
+"""Factors of users or items in a Zarr group: one chunk for each block of rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.core.sync import sync
+
+from daskdml.io.chunks import ChunkReader
+from daskdml.io.store import open_store, resolve_url, retrying
+
+__all__ = ["FactorStore", "StoredFactors"]
+
+
+@dataclass(frozen=True)
+class StoredFactors:
+    """Rows of factors of some consecutive blocks, which lie in a store.
+
+    Parameters
+    ----------
+    store : FactorStore
+    name : str
+        Of the array.
+    first : int
+        Number of the first block.
+    sizes : tuple of int
+        Rows of each block.
+    width : int
+        Numbers in a row.
+    """
+
+    store: FactorStore
+    name: str
+    first: int
+    sizes: tuple[int, ...]
+    width: int
+
+    def load(self) -> np.ndarray:
+        """The rows, shape (sum of sizes, width)."""
+        reader = ChunkReader(self.store.array(self.name), strict=True)
+        rows, _ = reader.read(self.first, self.first + len(self.sizes))
+        blocks = [b[: n * self.width] for b, n in zip(rows, self.sizes, strict=True)]
+        return np.concatenate(blocks).reshape(-1, self.width)
+
+    def save(self, rows: np.ndarray) -> None:
+        """Write the rows; writing the same ones again changes nothing."""
+        array, at = self.store.array(self.name, write=True), 0
+        for number, n in enumerate(self.sizes, self.first):
+            whole = np.zeros((1, array.shape[1]), array.dtype)
+            whole[0, : n * self.width] = rows[at : at + n].ravel()
+            where = (slice(number, number + 1), slice(None))
+            what = f"writing block {number} of {self.name} in {self.store.url}"
+            retrying(partial(array.__setitem__, where, whole), what)
+            at += n
+
+
+@dataclass(frozen=True)
+class FactorStore:
+    """A Zarr group for factors at any fsspec URL.
+
+    Parameters
+    ----------
+    url : str
+        Resolved.
+    options : dict or None
+        Of its file system.
+    """
+
+    url: str
+    options: Any = None
+
+    @classmethod
+    def create(cls, url: str | os.PathLike[str], options: Any = None) -> FactorStore:
+        """Begin a new store.
+
+        Raises
+        ------
+        FileExistsError
+            If something is at the URL.
+        """
+        made = cls(resolve_url(url), dict(options) if options else None)
+        store = open_store(made.url, made.options, read_only=False)
+        if not sync(store.is_empty("")):
+            raise FileExistsError(
+                f"{made.url} exists; choose another URL for the factors, or remove it"
+            )
+        retrying(
+            lambda: zarr.create_group(store, attributes={"daskdml": {"kind": "factors"}}),
+            f"creating {made.url}",
+        )
+        return made
+
+    def add(self, name: str, sizes: Sequence[int], width: int, dtype: Any) -> None:
+        """Create an array for blocks of so many rows; made again, it is the same."""
+        store = open_store(self.url, self.options, read_only=False)
+        shape = (len(sizes), max(sizes) * width)
+        retrying(
+            lambda: zarr.create_array(
+                store, name=name, shape=shape, chunks=(1, shape[1]), dtype=dtype, compressors=None,
+                fill_value=0, config={"write_empty_chunks": True}, overwrite=True,
+            ),
+            f"creating {name} in {self.url}",
+        )  # fmt: skip
+
+    def array(self, name: str, write: bool = False) -> zarr.Array[Any]:
+        """Open an array."""
+        store = open_store(self.url, self.options, read_only=not write)
+        return retrying(
+            lambda: zarr.open_array(store, path=name, mode="r+" if write else "r"),
+            f"opening {name} of {self.url}",
+        )
+
+    def remove(self, name: str) -> None:
+        """Remove an array."""
+        store = open_store(self.url, self.options, read_only=False)
+        sync(store.delete_dir(name))
+
+    def note(self, **facts: Any) -> None:
+        """Add to the group's attributes."""
+        store = open_store(self.url, self.options, read_only=False)
+        group = zarr.open_group(store, mode="r+")
+        group.attrs["daskdml"] = {**group.attrs["daskdml"], **facts}  # type: ignore[dict-item]

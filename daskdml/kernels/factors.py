@@ -1,0 +1,316 @@
+"""Factors of rating blocks: normal equations of rows, their solutions, sweeps of SGD, predictions.
+
+A row of factors is ``(w_1 ... w_k, b)``: factors, and the bias, which stays 0 where the model has
+none. Prediction of user u for item i: ``mean + b_u + b_i + w_u . w_i``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numba as nb
+import numpy as np
+
+_LANE = 8  # columns of a normal matrix that are computed together: one 256-bit register of float32
+_BATCH_BYTES = 1 << 20  # of normal matrices at work at a time: they stay in the second-level cache
+
+
+@dataclass(frozen=True)
+class Normals:
+    """Normal equations of some rows: ``A[r] x = b[r]``, lower triangles, without the penalty.
+
+    Parameters
+    ----------
+    A : ndarray of shape (n, m, stride)
+        ``m`` unknowns a row; the stride is padded.
+    b : ndarray of shape (n, m)
+    const : ndarray of shape (n,), float64
+        Of the row's objective: ``x' A x - 2 b x + const``.
+    count : ndarray of shape (n,), int64
+        Ratings.
+    """
+
+    A: np.ndarray
+    b: np.ndarray
+    const: np.ndarray
+    count: np.ndarray
+
+    @classmethod
+    def zeros(cls, n: int, m: int, dtype: np.dtype[Any]) -> Normals:
+        """Equations of no ratings."""
+        A, b = np.zeros((n, m, padded(m)), dtype), np.zeros((n, m), dtype)
+        return cls(A, b, np.zeros(n), np.zeros(n, np.int64))
+
+    def begin(self, n: int, base: np.ndarray | None = None) -> Normals:
+        """The first n equations, formed anew; `base` (m, m) is what each matrix begins with."""
+        of = Normals(self.A[:n], self.b[:n], self.const[:n], self.count[:n])
+        for array in (of.A, of.b, of.const, of.count):
+            array[:] = 0
+        if base is not None:
+            of.A[:, :, : len(base)] = base
+        return of
+
+
+def padded(m: int) -> int:
+    """The next multiple of the lane width.
+
+    Examples
+    --------
+    >>> padded(33), padded(40)
+    (40, 40)
+    """
+    return -(-m // _LANE) * _LANE
+
+
+def normals_nbytes(m: int, itemsize: int) -> int:
+    """Bytes of one row's equation."""
+    return (m * padded(m) + m) * itemsize + 16
+
+
+def batch_rows(m: int, itemsize: int) -> int:
+    """Rows whose equations are formed together."""
+    return max(8, _BATCH_BYTES // normals_nbytes(m, itemsize))
+
+
+@nb.njit(cache=True, nogil=True, fastmath=True)
+def add_explicit(A, b, const, count, indptr, indices, values, V, mean, biases):  # type: ignore[no-untyped-def]
+    """Add ratings ``r - mean - b_i`` with the features ``(w_i, 1)`` of the other side's rows.
+
+    Four ratings at a time: a row of A is loaded and stored once for four fused multiply-adds, which
+    makes the loop bound by arithmetic instead of by the cache.
+    """
+    m, k, stride = b.shape[1], V.shape[1] - 1, A.shape[2]
+    F = np.zeros((4, stride), A.dtype)
+    for row in range(len(b)):
+        lo, hi = indptr[row], indptr[row + 1]
+        count[row] += hi - lo
+        total = 0.0
+        for at in range(lo, hi, 4):
+            have = min(4, hi - at)
+            for n in range(have):
+                v = V[indices[at + n]]
+                t = values[at + n] - mean
+                if biases:
+                    t -= v[k]
+                    F[n, k] = 1
+                    b[row, k] += t
+                total += np.float64(t) * np.float64(t)
+                for a in range(k):
+                    F[n, a] = v[a]
+                    b[row, a] += t * v[a]
+            _rank(A[row], F, F, m, have)
+        const[row] += total
+
+
+@nb.njit(cache=True, nogil=True, fastmath=True)
+def add_implicit(A, b, const, count, indptr, indices, values, V, alpha):  # type: ignore[no-untyped-def]
+    """Add confidences ``1 + alpha r``, of which the 1 is in every row's base already."""
+    m, k, stride = b.shape[1], V.shape[1] - 1, A.shape[2]
+    F, G = np.zeros((4, stride), A.dtype), np.zeros((4, stride), A.dtype)
+    for row in range(len(b)):
+        lo, hi = indptr[row], indptr[row + 1]
+        count[row] += hi - lo
+        for at in range(lo, hi, 4):
+            have = min(4, hi - at)
+            for n in range(have):
+                v = V[indices[at + n]]
+                w = alpha * values[at + n]
+                const[row] += 1.0 + w
+                for a in range(k):
+                    F[n, a] = v[a]
+                    G[n, a] = w * v[a]
+                    b[row, a] += v[a] + w * v[a]
+            _rank(A[row], G, F, m, have)
+
+
+@nb.njit(cache=True, nogil=True, fastmath=True, inline="always")
+def _rank(A, G, F, m, have):  # type: ignore[no-untyped-def]
+    """Add up to four outer products ``g f'`` to a lower triangle."""
+    if have == 4:
+        f0, f1, f2, f3 = F[0], F[1], F[2], F[3]
+        for a in range(m):
+            c0, c1, c2, c3 = G[0, a], G[1, a], G[2, a], G[3, a]
+            row = A[a]
+            for d in range((a // 8 + 1) * 8):
+                row[d] += c0 * f0[d] + c1 * f1[d] + c2 * f2[d] + c3 * f3[d]
+    else:
+        for n in range(have):
+            f = F[n]
+            for a in range(m):
+                c = G[n, a]
+                row = A[a]
+                for d in range((a // 8 + 1) * 8):
+                    row[d] += c * f[d]
+
+
+@nb.njit(cache=True, nogil=True, fastmath=True)
+def solve_rows(A, b, count, reg, by_count, n_nonnegative, X):  # type: ignore[no-untyped-def]
+    """Solve ``(A + reg I) x = b`` for each row, from its old x in X, which is overwritten.
+
+    Gives the squared norm of the gradient at the old rows, and the sum of ``x' A x - 2 b x +
+    reg |x|^2`` at the new ones, with its last term alone: float64 each. `reg` counts once for each
+    rating where `by_count`. The first `n_nonnegative` unknowns may not be negative. Rows without
+    ratings become 0.
+    """
+    n, m = b.shape
+    gradient, value, penalty = 0.0, 0.0, 0.0
+    x = np.empty(m, X.dtype)
+    old = np.empty(m, X.dtype)
+    for row in range(n):
+        if count[row] == 0:
+            X[row, :m] = 0
+            continue
+        lam = reg * count[row] if by_count else reg
+        M = A[row]
+        for a in range(m):
+            M[a, a] += X.dtype.type(lam)
+            old[a] = X[row, a]
+        gradient += _gradient(M, b[row], old, m, n_nonnegative)
+        if n_nonnegative:
+            _descend(M, b[row], old, x, m, n_nonnegative, 1000)
+        else:
+            _cholesky(M, b[row], x, m)
+        for a in range(m):
+            value -= np.float64(b[row, a]) * np.float64(x[a])
+            X[row, a] = x[a]
+        square = 0.0
+        for a in range(m):
+            square += np.float64(x[a]) * np.float64(x[a])
+        penalty += lam * square
+    return gradient, value, penalty
+
+
+@nb.njit(cache=True, nogil=True, fastmath=True)
+def _gradient(M, b, x, m, n_nonnegative):  # type: ignore[no-untyped-def]
+    """Squared norm of ``2 (M x - b)``, projected where x may not be negative."""
+    total = 0.0
+    for a in range(m):
+        g = -b[a]
+        for d in range(a + 1):
+            g += M[a, d] * x[d]
+        for d in range(a + 1, m):
+            g += M[d, a] * x[d]
+        if not (a < n_nonnegative and x[a] <= 0 and g > 0):
+            total += 4.0 * np.float64(g) * np.float64(g)
+    return total
+
+
+@nb.njit(cache=True, nogil=True, fastmath=True)
+def _cholesky(M, b, x, m):  # type: ignore[no-untyped-def]
+    """Solve ``M x = b`` by factoring the lower triangle of M in place."""
+    for j in range(m):
+        row = M[j]
+        for i in range(j):
+            other = M[i]
+            s = row[i]
+            for t in range(i):
+                s -= row[t] * other[t]
+            row[i] = s * other[i]  # the diagonal holds its inverse
+        s = row[j]
+        for t in range(j):
+            s -= row[t] * row[t]
+        row[j] = 1 / np.sqrt(s)
+    for j in range(m):
+        s = b[j]
+        for t in range(j):
+            s -= M[j, t] * x[t]
+        x[j] = s * M[j, j]
+    for j in range(m - 1, -1, -1):
+        s = x[j] * M[j, j]
+        x[j] = s
+        for t in range(j):
+            x[t] -= s * M[j, t]
+
+
+@nb.njit(cache=True, nogil=True, fastmath=True)
+def _descend(M, b, old, x, m, k, sweeps):  # type: ignore[no-untyped-def]
+    """Minimise ``x' M x / 2 - b x`` over x whose first k are not negative, by coordinates.
+
+    From the old x, until a sweep over the coordinates changes nothing that counts.
+    """
+    g = np.empty(m, b.dtype)  # M x - b
+    scale = x.dtype.type(0)
+    for a in range(m):
+        x[a] = max(old[a], x.dtype.type(0)) if a < k else old[a]
+    for a in range(m):
+        s = -b[a]
+        for d in range(a + 1):
+            s += M[a, d] * x[d]
+        for d in range(a + 1, m):
+            s += M[d, a] * x[d]
+        g[a] = s
+        scale = max(scale, abs(b[a]))
+    tiny = scale * (1e-6 if x.itemsize == 4 else 1e-13)
+    for _ in range(sweeps):
+        most = x.dtype.type(0)
+        for a in range(m):
+            new = x[a] - g[a] / M[a, a]
+            if a < k and new < 0:
+                new = x.dtype.type(0)
+            step = new - x[a]
+            if step != 0:
+                x[a] = new
+                for d in range(a + 1):
+                    g[d] += step * M[a, d]
+                for d in range(a + 1, m):
+                    g[d] += step * M[d, a]
+                most = max(most, abs(step) * M[a, a])
+        if most <= tiny:
+            break
+
+
+@nb.njit(cache=True, nogil=True, fastmath=True)
+def sgd_block(  # type: ignore[no-untyped-def]
+    indptr, indices, values, order, U, V, mean, step, reg_u, reg_v, biases, nonnegative
+):
+    """Stochastic gradient steps for the ratings of a block, its rows in the order given.
+
+    `reg_u` (rows,) and `reg_v` (columns,) are what each rating's step takes off, as shares. Gives
+    the sum of squared errors, each before its step. Fast math lets the sums over the factors run in
+    vector registers; the rows of one user stay in the first-level cache for all its ratings.
+    """
+    k = U.shape[1] - 1
+    total = 0.0
+    for n in range(len(order)):
+        row = order[n]
+        u = U[row]
+        keep_u = 1 - step * reg_u[row]
+        for at in range(indptr[row], indptr[row + 1]):
+            v = V[indices[at]]
+            e = values[at] - mean
+            if biases:
+                e -= u[k] + v[k]
+            s = e * 0
+            for a in range(k):
+                s += u[a] * v[a]
+            e -= s
+            total += np.float64(e) * np.float64(e)
+            se = step * e
+            keep_v = 1 - step * reg_v[indices[at]]
+            for a in range(k):
+                old = u[a]
+                u[a] = keep_u * old + se * v[a]
+                v[a] = keep_v * v[a] + se * old
+            if nonnegative:
+                for a in range(k):
+                    u[a] = max(u[a], e * 0)
+                    v[a] = max(v[a], e * 0)
+            if biases:
+                u[k] = keep_u * u[k] + se
+                v[k] = keep_v * v[k] + se
+    return total
+
+
+@nb.njit(cache=True, nogil=True, fastmath=True)
+def predict_block(indptr, indices, U, V, mean, out):  # type: ignore[no-untyped-def]
+    """Predictions for the pairs of a block."""
+    k = U.shape[1] - 1
+    for row in range(len(indptr) - 1):
+        u = U[row]
+        for at in range(indptr[row], indptr[row + 1]):
+            v = V[indices[at]]
+            s = mean + u[k] + v[k]
+            for a in range(k):
+                s += u[a] * v[a]
+            out[at] = s

@@ -1,0 +1,161 @@
+"""Alternating least squares over tiles of users and of items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from daskdml.engine.memory import Needs
+from daskdml.engine.sweeps import Held, Sweeps
+from daskdml.kernels.factors import (
+    Normals,
+    add_explicit,
+    add_implicit,
+    batch_rows,
+    normals_nbytes,
+    solve_rows,
+)
+from daskdml.kernels.ratings import RatingBlock
+from daskdml.solvers.factorization import Model, Sweep
+
+Blocks = Callable[[], Iterator[tuple[RatingBlock, np.ndarray]]]
+STORE_BATCH = 64  # times the rows of a batch, where each batch reads the other side from a store
+
+
+@dataclass(frozen=True)
+class HalfStats:
+    """Sums over rows that were solved for; they add.
+
+    Parameters
+    ----------
+    value : float
+        Of f without the other side's penalty, at the new rows.
+    penalty : float
+        The new rows' share of it.
+    gradient : float
+        Squared norm of the gradient of f at the old rows.
+    gram : ndarray of shape (m, m)
+        ``sum of w w'`` of the new rows.
+    """
+
+    value: float
+    penalty: float
+    gradient: float
+    gram: np.ndarray
+
+    def __add__(self, other: HalfStats) -> HalfStats:
+        return HalfStats(
+            self.value + other.value, self.penalty + other.penalty,
+            self.gradient + other.gradient, self.gram + other.gram,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SolveRows:
+    """Old rows of one side, and their ratings -> the rows that minimise f, `HalfStats`.
+
+    Parameters
+    ----------
+    model : Model
+    gram : ndarray of shape (k, k) or None
+        Of the other side's rows, for implicit feedback.
+    batch : int
+        Rows whose equations are formed together.
+    """
+
+    model: Model
+    gram: np.ndarray | None
+    batch: int
+
+    def __call__(self, old: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, HalfStats]:
+        """Solve for all rows of a block."""
+        model, m = self.model, self.model.unknowns
+        new = old.copy()
+        value = penalty = gradient = 0.0
+        base = None if self.gram is None else self.gram.astype(old.dtype)
+        normals = Normals.zeros(min(self.batch, len(old)), m, old.dtype)
+        positive = model.k if model.nonnegative else 0
+        for lo in range(0, len(old), self.batch):
+            rows = new[lo : lo + self.batch]
+            equations = normals.begin(len(rows), base)
+            for block, factors in blocks():
+                self._add(equations, block, lo, factors)
+            found = solve_rows(
+                equations.A, equations.b, equations.count, model.reg, model.by_count, positive, rows
+            )
+            gradient += found[0]
+            value += found[1] + float(equations.const.sum())
+            penalty += found[2]
+        w = new[:, : model.k].astype(np.float64)
+        return new, HalfStats(value, penalty, gradient, w.T @ w)
+
+    def _add(self, to: Normals, block: RatingBlock, lo: int, factors: np.ndarray) -> None:
+        indptr = block.indptr[lo : lo + len(to.b) + 1]
+        one = factors.dtype.type
+        rest = (indptr, block.indices, block.values, factors)
+        if self.model.implicit:
+            add_implicit(to.A, to.b, to.const, to.count, *rest, one(self.model.alpha))
+        else:
+            add_explicit(
+                to.A, to.b, to.const, to.count, *rest, one(self.model.mean), self.model.biases
+            )
+
+
+@dataclass(frozen=True)
+class ALS:
+    """Alternating least squares: explicit [1]_ or implicit [2]_ feedback.
+
+    A half-step minimises f exactly over all users (then all items): each row's normal equations are
+    summed over the blocks of the other side, and solved by Cholesky's method, or, for nonnegative
+    factors, by coordinate descent. f falls in every half-step, and comes out of it: at a solution x
+    of ``A x = b``, the row's share is ``const - b . x``. So does the gradient's norm at the point
+    (new users, old items): the users' part of it is 0 there, the items' is ``2 (A x - b)`` at the
+    old items.
+
+    References
+    ----------
+    .. [1] Zhou, Wilkinson, Schreiber, Pan, "Large-scale Parallel Collaborative Filtering for the
+       Netflix Prize", AAIM 2008.
+    .. [2] Hu, Koren, Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM 2008.
+    """
+
+    name: ClassVar[str] = "als"
+    paired: ClassVar[bool] = False
+
+    def needs(self, model: Model, batch: int) -> Needs:
+        """Bytes of a task's equations."""
+        return Needs(work=batch * normals_nbytes(model.unknowns, model.dtype.itemsize))
+
+    def batch(self, model: Model, in_store: bool) -> int:
+        """Rows whose equations are formed together."""
+        rows = batch_rows(model.unknowns, model.dtype.itemsize)
+        return rows * STORE_BATCH if in_store else rows
+
+    def sweep(
+        self, model: Model, data: Sweeps, t: int, users: Held, items: Held, state: Any
+    ) -> tuple[Sweep, Any]:
+        """Solve for the users, then for the items; the state is the items' Gram matrix."""
+        batch = self.batch(model, data.store is not None)
+        gram = state
+        if model.implicit and gram is None:
+            gram = data.gram(items, model.k)
+        rule = SolveRows(model, gram, batch)
+        of_users, users, first = data.half_sweep("user", rule, users, items, "als-sweep")
+        rule = SolveRows(model, of_users.gram if model.implicit else None, batch)
+        of_items, items, second = data.half_sweep("item", rule, items, users, "als-sweep")
+        objective = of_items.value + of_users.penalty
+        if model.implicit:
+            gram = of_items.gram
+        gradient = math.sqrt(of_items.gradient)
+        return Sweep(users, items, first + second, objective, gradient), gram
+
+    def small(self, sweep: Sweep, before: Sweep | None, first: Sweep, tol: float) -> str | None:
+        """Stop where the gradient's norm is a small share of the first one."""
+        assert sweep.gradient is not None and first.gradient is not None
+        if before is not None and sweep.gradient <= tol * first.gradient:
+            return f"the gradient's norm is below tol={tol:g} of the first sweep's"
+        return None

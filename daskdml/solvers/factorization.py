@@ -1,0 +1,225 @@
+"""What matrix factorization minimises, and the loop over sweeps that its solvers share.
+
+Explicit feedback: ``f = sum over ratings (r - mean - b_u - b_i - w_u . w_i)^2 + reg * sum over rows
+c (|w|^2 + b^2)``, where c is the row's number of ratings (Zhou et al. 2008) or 1. Implicit
+feedback: ``f = sum over all pairs c (p - w_u . w_i)^2 + reg * ...`` with p = 1 and c = 1 + alpha r
+for rated pairs, else p = 0 and c = 1 (Hu et al. 2008).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from daskdml.engine.opened import PassTotals
+from daskdml.engine.sweeps import Held, Sweeps
+from daskdml.kernels.factors import predict_block
+from daskdml.kernels.ratings import RatingBlock
+from daskdml.solvers.base import RunOf, Solution
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is fitted.
+
+    Parameters
+    ----------
+    k : int
+        Factors of a user or an item.
+    mean : float
+        Of the ratings; 0 where the model has none.
+    reg : float
+    by_count : bool
+        Whether `reg` counts once for each rating of a row.
+    biases, nonnegative, implicit : bool
+    alpha : float
+        Of implicit feedback.
+    seed : int
+    dtype : dtype
+        Of the factors.
+    """
+
+    k: int
+    mean: float
+    reg: float
+    by_count: bool
+    biases: bool
+    nonnegative: bool
+    implicit: bool
+    alpha: float
+    seed: int
+    dtype: np.dtype[Any]
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row: the factors and the bias."""
+        return self.k + 1
+
+    @property
+    def unknowns(self) -> int:
+        """Of a row's equation."""
+        return self.k + self.biases
+
+
+@dataclass(frozen=True)
+class FirstFactors:
+    """First factors of a block: normal numbers by a seed, whose product has a small variance.
+
+    Parameters
+    ----------
+    model : Model
+    side : int
+        0 for users, 1 for items.
+    scale : float
+        Standard deviation of the product of two rows.
+    """
+
+    model: Model
+    side: int
+    scale: float = 0.1
+
+    def __call__(self, block: int, rows: int) -> np.ndarray:
+        """Factors (rows, k + 1) of a block; biases are 0."""
+        m = self.model
+        rng = np.random.default_rng([m.seed, self.side, block])
+        out = np.zeros((rows, m.width), m.dtype)
+        drawn = rng.standard_normal((rows, m.k)) * math.sqrt(self.scale / math.sqrt(m.k))
+        out[:, : m.k] = np.abs(drawn) if m.nonnegative else drawn
+        return out
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Sums over pairs: squared errors, absolute errors, their number; they add."""
+
+    squares: float
+    absolute: float
+    n: int
+
+    def __add__(self, other: Errors) -> Errors:
+        return Errors(
+            self.squares + other.squares, self.absolute + other.absolute, self.n + other.n
+        )
+
+    @property
+    def rmse(self) -> float:
+        """Root of the mean squared error."""
+        return math.sqrt(self.squares / self.n) if self.n else math.nan
+
+    @property
+    def mae(self) -> float:
+        """Mean absolute error."""
+        return self.absolute / self.n if self.n else math.nan
+
+
+@dataclass(frozen=True)
+class ErrorsOf:
+    """Factors and a block of ratings -> `Errors`."""
+
+    mean: float
+
+    def __call__(self, U: np.ndarray, V: np.ndarray, block: RatingBlock) -> Errors:
+        """Errors of the block's predictions."""
+        predicted = np.empty(block.nnz, U.dtype)
+        mean = U.dtype.type(self.mean)
+        predict_block(block.indptr, block.indices, U, V, mean, predicted)
+        error = predicted.astype(np.float64) - block.values
+        return Errors(float(error @ error), float(np.abs(error).sum()), block.nnz)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What one sweep found: where the model is, and how far down."""
+
+    users: Held
+    items: Held
+    totals: PassTotals
+    objective: float
+    gradient: float | None
+
+
+class FactorSolver(Protocol):
+    """An algorithm: one sweep of it goes over all ratings, once for users and once for items."""
+
+    name: str
+    paired: bool
+
+    def sweep(
+        self, model: Model, data: Sweeps, t: int, users: Held, items: Held, state: Any
+    ) -> tuple[Sweep, Any]:
+        """The model after sweep t, and the solver's state."""
+
+    def small(self, sweep: Sweep, before: Sweep | None, first: Sweep, tol: float) -> str | None:
+        """Why it may stop, or None."""
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When a fit ends.
+
+    Parameters
+    ----------
+    max_iter : int
+        Sweeps at most.
+    tol : float
+    validate : callable or None
+        ``(users, items) -> score`` of ratings held out, smaller is better.
+    patience : int
+        Sweeps without a better score, after which the fit ends.
+    """
+
+    max_iter: int
+    tol: float
+    validate: Callable[[Held, Held], float] | None = None
+    patience: int = 2
+
+
+def factorize(
+    model: Model, solver: FactorSolver, data: Sweeps, run: RunOf[Sweeps], stop: Stopping,
+    start: tuple[Held, Held],
+) -> Solution:  # fmt: skip
+    """Sweep until the solver's own criterion, the validation score, or max_iter ends it.
+
+    Returns
+    -------
+    Solution
+        Its state is (users, items): the last factors, or the ones of the best validation score.
+    """
+    users, items = start
+    best, best_score, waited = (users, items), math.inf, 0
+    first: Sweep | None = None
+    before: Sweep | None = None
+    state: Any = None
+    reason, converged, t = f"max_iter={stop.max_iter} sweeps were made", False, 0
+    for t in range(1, stop.max_iter + 1):
+        found, state = solver.sweep(model, data, t, users, items, state)
+        users, items = found.users, found.items
+        first = first or found
+        score = None if stop.validate is None else stop.validate(users, items)
+        run.add(f"{solver.name}-sweep", found.totals, found.objective, None, None,
+                found.gradient, score)  # fmt: skip
+        if not math.isfinite(found.objective):
+            raise FloatingPointError(
+                f"the factors grew beyond all bounds in sweep {t}; lower learning_rate or raise reg"
+            )
+        if score is not None:
+            if score < best_score:
+                best, best_score, waited = (users, items), score, 0
+            else:
+                waited += 1
+            if waited >= stop.patience:
+                reason, converged = "the validation score no longer falls", True
+                break
+        else:
+            best = (users, items)
+        why = solver.small(found, before, first, stop.tol)
+        if why is not None:
+            reason, converged = why, True
+            break
+        before = found
+    run.solution = Solution(np.empty(0), None, reason, converged, t, best)
+    return run.solution
