@@ -264,7 +264,7 @@ def advance(before: Step, base: Step, new: Step, where: StoredFactors | None) ->
     Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server",
     NIPS 2013.
     """
-    rows = load(before.factors[0]) + (load(new.factors[0]) - load(base.factors[0]))
+    rows = load(before.factors[0]) + (load(new.factors[-1]) - load(base.factors[0]))
     return Step((keep(rows, where),))
 
 

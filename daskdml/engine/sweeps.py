@@ -162,23 +162,95 @@ class Sweeps(Opened):
                 refs[0][at], tile, self._where(stored, tile), List(*refs[1]),
             )  # fmt: skip
             lanes[key] = at
-        value, steps, totals = self._swept(name, graph, lanes, len(tiles), label, "half")
-        self._forget(own)
+        kept = [(name, tile.index) for tile in tiles]
+        value, steps, totals = self._swept(name, graph, lanes, len(tiles), len(tiles), kept, label)
+        self._forget(own.name)
         return value, Held(steps, stored), totals
 
+    def strata(
+        self, rule: Callable[..., Any], t: int, users: Held, items: Held, staleness: int, label: str
+    ) -> tuple[Any, Held, Held, PassTotals]:
+        """One sweep over pairs of tiles, stratum by stratum of a Latin square.
+
+        Replica k works on the tile of users k and of items (k + s) mod n in stratum s. Users stay
+        with their replica; items go round. The work of a stratum starts from the items' factors of
+        `staleness` strata before, and what it changed is added to the newest.
+
+        Parameters
+        ----------
+        rule : callable
+            As for `factor_tasks.pair_step`. Must be picklable.
+        t : int
+            Number of the sweep.
+        users, items : Held
+        staleness : int
+        label : str
+
+        Returns
+        -------
+        value : object
+            The sum of what the rule found.
+        users, items : Held
+        totals : PassTotals
+        """
+        n = len(self.tiles["user"])
+        name = fit_name(label)
+        graph, (own, start) = self._inputs(name, users, items)
+        graph[f"{name}-rule"] = DataNode(f"{name}-rule", rule)
+        versions: list[list[TaskRef]] = [[ref] for ref in start]
+        names = users.name, items.name
+        lanes: dict[Any, int] = {}
+        old: list[str] = []
+        for s in range(n):
+            old += [name for name in names if name is not None]
+            names = self._stored("user"), self._stored("item")
+            for k in range(n):
+                j = (k + s) % n
+                pair = self.tiles["user"][k], self.tiles["item"][j]
+                where = self._where(names[0], pair[0]), self._where(names[1], pair[1])
+                key, known = (name, s, k), versions[j]
+                base = known[max(0, len(known) - 1 - staleness)]
+                stale = base is not known[-1]
+                ahead = s - 1 - self.plan.prefetch
+                gate = [TaskRef((name, ahead, k))] if ahead >= 0 else []
+                load = self._load_pair(graph, lanes, name, key, pair, gate)
+                graph[key] = Task(
+                    key, factor_tasks.pair_step, TaskRef(f"{name}-rule"), t, TaskRef(load), own[k],
+                    base, pair, (where[0], None if stale else where[1]),
+                )  # fmt: skip
+                own[k] = TaskRef(key)
+                item = (f"{name}-items", s, j)
+                if stale:
+                    change = (known[-1], base, TaskRef(key), where[1])
+                    graph[item] = Task(item, factor_tasks.advance, *change)
+                else:
+                    graph[item] = Task(item, factor_tasks.pick, TaskRef(key), 1)
+                lanes |= {key: k, item: k}
+                known.append(TaskRef(item))
+        kept: list[Any] = []
+        for k, ref in enumerate(own):
+            kept.append((f"{name}-users", k))
+            graph[kept[-1]] = Task(kept[-1], factor_tasks.pick, ref, 0)
+            lanes[kept[-1]] = k
+        kept += [known[-1].key for known in versions]
+        value, steps, totals = self._swept(name, graph, lanes, n, n * n, kept, label)
+        self._forget(*old)
+        return value, Held(steps[:n], names[0]), Held(steps[n:], names[1]), totals
+
     def _swept(
-        self, name: str, graph: dict[Any, Any], lanes: dict[Any, int], n: int, label: str, kind: str
-    ) -> tuple[Any, list[Any], PassTotals]:
-        keys = [key for key in graph if isinstance(key, tuple) and key[0] == name]
+        self, name: str, graph: dict[Any, Any], lanes: dict[Any, int], n: int, n_blocks: int,
+        kept: list[Any], label: str,
+    ) -> tuple[Any, list[Any], PassTotals]:  # fmt: skip
+        """Run the graph of a sweep: the sum of what its steps found, and the factors it leaves."""
         parts = []
-        for key in keys:
+        for key in [key for key in graph if isinstance(key, tuple) and key[0] == name]:
             part = (f"{name}-found", *key[1:])
             graph[part] = Task(part, factor_tasks.part_of, TaskRef(key))
             lanes[part] = lanes[key]
             parts.append(part)
         graph |= tree(f"{name}-sum", parts)
-        self._start(label, n, self.n_rows)
-        whole = Graph(graph, [(f"{name}-sum", -1)], lanes, keys)
+        self._start(label, n_blocks, self.n_rows)
+        whole = Graph(graph, [(f"{name}-sum", -1)], lanes, kept)
         (part, *steps), totals = self._run(whole, self._places(n), label)
         self.totals = self.totals + totals
         return part.value, steps, totals
@@ -246,24 +318,36 @@ class Sweeps(Opened):
 
     def _load(
         self, graph: dict[Any, Any], lanes: dict[Any, int], name: str, walk: Walk, own: Tile,
-        others: Sequence[Tile], gate: list[Any], ratings: Ratings | None = None, index: int = 0,
+        others: Sequence[Tile], gate: list[Any], ratings: Ratings | None = None,
     ) -> Any:  # fmt: skip
-        """Add the task that reads a tile; its key."""
-        how_key = f"{name}-how"
-        if how_key not in graph:
-            pins = ratings is None and not self.ratings.in_memory
-            budget = self.plan.pinned if pins else None
-            how = ReadTiles(ratings or self.ratings, self.token, budget, self.plan.spare)
-            graph[how_key] = DataNode(how_key, how)
-            graph[f"{name}-others"] = DataNode(f"{name}-others", list(others))
-        at = own.index + (len(self.tiles["user"]) if walk == "item" else 0) + index
-        key = (f"{name}-read", at)
+        """Add the task that reads a tile of one side, for all tiles of the other; its key."""
+        graph.setdefault(f"{name}-others", DataNode(f"{name}-others", list(others)))
+        index = own.index + (len(self.tiles["user"]) if walk == "item" else 0)
         rest = TaskRef(f"{name}-others")
-        graph[key] = Task(
-            key, factor_tasks.load_tile, TaskRef(how_key), at, walk, own, rest, *gate
-        )  # fmt: skip
+        key, how = (f"{name}-read", own.index), self._how(graph, name, ratings)
+        graph[key] = Task(key, factor_tasks.load_tile, how, index, walk, own, rest, *gate)
         lanes[key] = own.index
         return key
+
+    def _load_pair(
+        self, graph: dict[Any, Any], lanes: dict[Any, int], name: str, step: tuple[Any, int, int],
+        pair: tuple[Tile, Tile], gate: list[Any],
+    ) -> Any:  # fmt: skip
+        """Add the task that reads the ratings of two tiles; its key."""
+        users, items = pair
+        index = len(self.tiles["user"]) * (2 + users.index) + items.index
+        key, how = (f"{name}-read", *step[1:]), self._how(graph, name, None)
+        graph[key] = Task(key, factor_tasks.load_tile, how, index, "user", users, [items], *gate)
+        lanes[key] = users.index
+        return key
+
+    def _how(self, graph: dict[Any, Any], name: str, ratings: Ratings | None) -> TaskRef:
+        """How ratings are read; those of the fit stay in memory as far as there is room."""
+        key = f"{name}-how"
+        budget = self.plan.pinned if ratings is None and not self.ratings.in_memory else None
+        how = ReadTiles(ratings or self.ratings, self.token, budget, self.plan.spare)
+        graph.setdefault(key, DataNode(key, how))
+        return TaskRef(key)
 
     def _gate(self, name: str, at: int, n: int) -> list[TaskRef]:
         """Tiles of one lane are loaded one after the other, at most `prefetch` ahead."""
@@ -297,10 +381,11 @@ class Sweeps(Opened):
             return None
         return StoredFactors(self.store, name, tile.first, tile.sizes, self.width)
 
-    def _forget(self, held: Held) -> None:
+    def _forget(self, *names: str | None) -> None:
         """Remove factors that newer ones have replaced."""
-        if self.store is not None and held.name is not None:
-            self.store.remove(held.name)
+        for name in names:
+            if self.store is not None and name is not None:
+                self.store.remove(name)
 
     def fetch(self, held: Held) -> np.ndarray:
         """Factors of one side in this process, (n, width)."""

@@ -266,16 +266,16 @@ def sgd_block(  # type: ignore[no-untyped-def]
 ):
     """Stochastic gradient steps for the ratings of a block, its rows in the order given.
 
-    `reg_u` (rows,) and `reg_v` (columns,) are what each rating's step takes off, as shares. Gives
-    the sum of squared errors, each before its step. Fast math lets the sums over the factors run in
+    `reg_u` and `reg_v` are penalties that each rating's step counts. Gives the sum of squared
+    errors, each before its step. Fast math lets the sums over the factors run in
     vector registers; the rows of one user stay in the first-level cache for all its ratings.
     """
     k = U.shape[1] - 1
     total = 0.0
+    keep_u, keep_v = 1 - step * reg_u, 1 - step * reg_v
     for n in range(len(order)):
         row = order[n]
         u = U[row]
-        keep_u = 1 - step * reg_u[row]
         for at in range(indptr[row], indptr[row + 1]):
             v = V[indices[at]]
             e = values[at] - mean
@@ -287,7 +287,6 @@ def sgd_block(  # type: ignore[no-untyped-def]
             e -= s
             total += np.float64(e) * np.float64(e)
             se = step * e
-            keep_v = 1 - step * reg_v[indices[at]]
             for a in range(k):
                 old = u[a]
                 u[a] = keep_u * old + se * v[a]
