@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from daskdml.engine.run import Engine as Engine
     from daskdml.estimators.decomposition import PCA as PCA
     from daskdml.estimators.decomposition import TruncatedSVD as TruncatedSVD
+    from daskdml.estimators.factorization import MatrixFactorization as MatrixFactorization
     from daskdml.estimators.linear import LinearRegression as LinearRegression
     from daskdml.estimators.linear import LogisticRegression as LogisticRegression
     from daskdml.estimators.linear import Ridge as Ridge
@@ -23,6 +24,7 @@ _HOMES = {
     "Engine": "daskdml.engine.run",
     "LinearRegression": "daskdml.estimators.linear",
     "LogisticRegression": "daskdml.estimators.linear",
+    "MatrixFactorization": "daskdml.estimators.factorization",
     "PCA": "daskdml.estimators.decomposition",
     "ProgressBar": "daskdml.diagnostics.progress",
     "Ridge": "daskdml.estimators.linear",

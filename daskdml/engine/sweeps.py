@@ -65,6 +65,8 @@ class Sweeps(Opened):
         self.store = store
         self.paired = paired
         self._versions = 0
+        self._alive: set[str] = set()
+        self._spared: set[str] = set()
         self._cut = time.monotonic()
         self.require(needs, rehearse)
 
@@ -374,6 +376,7 @@ class Sweeps(Opened):
         name = f"{walk}-{self._versions}"
         sizes = [n for tile in self.tiles[walk] for n in tile.sizes]
         self.store.add(name, sizes, self.width, self.ratings.dtype)
+        self._alive.add(name)
         return name
 
     def _where(self, name: str | None, tile: Tile) -> StoredFactors | None:
@@ -382,10 +385,22 @@ class Sweeps(Opened):
         return StoredFactors(self.store, name, tile.first, tile.sizes, self.width)
 
     def _forget(self, *names: str | None) -> None:
-        """Remove factors that newer ones have replaced."""
+        """Remove factors that newer ones have replaced, but for those that are spared."""
         for name in names:
-            if self.store is not None and name is not None:
+            if self.store is not None and name in self._alive - self._spared:
                 self.store.remove(name)
+                self._alive.remove(name)
+
+    def spare(self, users: Held, items: Held) -> None:
+        """Keep these factors in the store, whatever replaces them; those spared before go."""
+        before = self._spared
+        self._spared = {side.name for side in (users, items) if side.name is not None}
+        self._forget(*before)
+
+    def settle(self, users: Held, items: Held) -> None:
+        """Remove all factors from the store but these."""
+        self.spare(users, items)
+        self._forget(*list(self._alive))
 
     def fetch(self, held: Held) -> np.ndarray:
         """Factors of one side in this process, (n, width)."""

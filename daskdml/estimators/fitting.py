@@ -126,6 +126,13 @@ def run_attributes(run: RunOf[Any], data: Opened, solution: Solution) -> dict[st
     """The fitted attributes that tell of the run."""
     return {
         "certificate_": solution.certificate,
+        **sweep_attributes(run, data, solution),
+    }
+
+
+def sweep_attributes(run: RunOf[Any], data: Opened, solution: Solution) -> dict[str, Any]:
+    """Those of a run that has no certificate."""
+    return {
         "history_": History(run.history),
         "n_iter_": solution.n_iter,
         **pass_attributes(data),

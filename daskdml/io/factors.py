@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import zarr
+from dask.base import tokenize
 from zarr.core.sync import sync
 
 from daskdml.io.chunks import ChunkReader
+from daskdml.io.ratings import Side
 from daskdml.io.store import open_store, resolve_url, retrying
 
-__all__ = ["FactorStore", "StoredFactors"]
+__all__ = ["FactorStore", "FactorTable", "StoredFactors"]
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,78 @@ class FactorStore:
         store = open_store(self.url, self.options, read_only=False)
         sync(store.delete_dir(name))
 
+    def discard(self) -> None:
+        """Remove everything."""
+        sync(open_store(self.url, self.options, read_only=False).delete_dir(""))
+
     def note(self, **facts: Any) -> None:
         """Add to the group's attributes."""
         store = open_store(self.url, self.options, read_only=False)
         group = zarr.open_group(store, mode="r+")
         group.attrs["daskdml"] = {**group.attrs["daskdml"], **facts}  # type: ignore[dict-item]
+
+
+@dataclass(frozen=True)
+class FactorTable:
+    """Factors of one side, row by row, by the ids that they belong to.
+
+    Parameters
+    ----------
+    side : Side
+        Ids, and where blocks begin.
+    rows : ndarray of shape (n, width) or StoredFactors
+        In the order of the ids.
+    """
+
+    side: Side
+    rows: np.ndarray | StoredFactors
+
+    def __len__(self) -> int:
+        return len(self.side)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the rows are in this process's memory."""
+        return isinstance(self.rows, np.ndarray)
+
+    def block(self, number: int) -> np.ndarray:
+        """Rows of a block."""
+        start, stop = self.side.bounds[number : number + 2]
+        if isinstance(self.rows, np.ndarray):
+            return self.rows[start:stop]
+        return replace(self.rows, first=number, sizes=(int(stop - start),)).load()
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Number of the first row of each block, and its rows; one at a time."""
+        for number, start in enumerate(self.side.bounds[:-1].tolist()):
+            yield start, self.block(number)
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """Some rows; zeros where the place is -1. A block of a store is read once."""
+        if isinstance(self.rows, np.ndarray):
+            out = self.rows[places]
+            out[places < 0] = 0
+            return out
+        out = np.zeros((len(places), self.rows.width), self.rows.store.array(self.rows.name).dtype)
+        of = np.searchsorted(self.side.bounds, places, side="right") - 1
+        for number in np.unique(of[places >= 0]):
+            here = np.flatnonzero((of == number) & (places >= 0))
+            out[here] = self.block(number)[places[here] - self.side.bounds[number]]
+        return out
+
+    def to_dask(self, columns: int) -> Any:
+        """The first columns as a Dask array over the store, a chunk for each block."""
+        import dask.array as da
+
+        assert isinstance(self.rows, StoredFactors)
+        sizes = tuple(np.diff(self.side.bounds).tolist())
+        dtype = self.rows.store.array(self.rows.name).dtype
+        return da.map_blocks(
+            _block_of, name=f"factors-{tokenize(self.rows, columns)}", dtype=dtype,
+            chunks=(sizes, (columns,)), meta=np.empty((0, columns), dtype), table=self,
+            columns=columns,
+        )  # fmt: skip
+
+
+def _block_of(block_id: tuple[int, ...], table: FactorTable, columns: int) -> np.ndarray:
+    return table.block(block_id[0])[:, :columns]

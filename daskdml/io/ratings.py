@@ -439,7 +439,8 @@ class Ratings:
         if not 0 < test_size < 1:
             raise ValueError(f"test_size={test_size} is no share; give one between 0 and 1")
         if by == "random":
-            return self._two(Part(by, float(test_size), draw_seed(random_state), False))
+            seeds = np.random.SeedSequence([draw_seed(random_state), len(self.parts)])
+            return self._two(Part(by, float(test_size), int(seeds.generate_state(1)[0]), False))
         return self._two(Part(by, self._time_at(1 - test_size), 0, False))
 
     def _two(self, part: Part) -> tuple[Ratings, Ratings]:
@@ -473,9 +474,23 @@ class Ratings:
 
     def count(self) -> int:
         """Number of ratings; those of a part are counted in a scan."""
+        return self._sums[0]
+
+    def mean(self) -> float:
+        """Mean rating; that of a part is found in a scan."""
+        n, total = self._sums
+        return total / n if n else 0.0
+
+    @cached_property
+    def _sums(self) -> tuple[int, float]:
+        """Number and sum of the ratings."""
         if not self.parts:
-            return self.n_stored
-        return sum(self.read("user", i, j)[0].nnz for i, j in np.ndindex(self.grid))
+            return self.n_stored, float(self.facts["sum"])
+        n, total = 0, 0.0
+        for i, j in np.ndindex(self.grid):
+            block, _ = self.read("user", i, j)
+            n, total = n + block.nnz, total + float(block.values.sum(dtype=np.float64))
+        return n, total
 
 
 def open_ratings(

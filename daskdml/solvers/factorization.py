@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from daskdml.engine.opened import PassTotals
 from daskdml.engine.sweeps import Held, Sweeps
+from daskdml.io.factors import FactorTable
 from daskdml.kernels.factors import predict_block
 from daskdml.kernels.ratings import RatingBlock
 from daskdml.solvers.base import RunOf, Solution
@@ -93,6 +94,34 @@ class FirstFactors:
 
 
 @dataclass(frozen=True)
+class KnownFactors:
+    """First factors of a block, where some rows are known from an earlier fit.
+
+    Parameters
+    ----------
+    first : FirstFactors
+        For the others.
+    table : FactorTable
+        Of the earlier fit.
+    places : ndarray of shape (n,)
+        Where the rows of all blocks are in the table, -1 for those that are not.
+    bounds : ndarray of shape (n_blocks + 1,)
+    """
+
+    first: FirstFactors
+    table: FactorTable
+    places: np.ndarray
+    bounds: np.ndarray
+
+    def __call__(self, block: int, rows: int) -> np.ndarray:
+        """Factors (rows, k + 1) of a block."""
+        places = self.places[self.bounds[block] : self.bounds[block + 1]]
+        drawn = self.first(block, rows)
+        known = self.table.take(places).astype(drawn.dtype)
+        return np.where((places >= 0)[:, None], known, drawn)
+
+
+@dataclass(frozen=True)
 class Errors:
     """Sums over pairs: squared errors, absolute errors, their number; they add."""
 
@@ -145,8 +174,8 @@ class Sweep:
 class FactorSolver(Protocol):
     """An algorithm: one sweep of it goes over all ratings, once for users and once for items."""
 
-    name: str
-    paired: bool
+    name: ClassVar[str]
+    paired: ClassVar[bool]
 
     def sweep(
         self, model: Model, data: Sweeps, t: int, users: Held, items: Held, state: Any
@@ -209,6 +238,7 @@ def factorize(
         if score is not None:
             if score < best_score:
                 best, best_score, waited = (users, items), score, 0
+                data.spare(*best)
             else:
                 waited += 1
             if waited >= stop.patience:

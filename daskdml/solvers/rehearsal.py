@@ -7,6 +7,7 @@ come from Numba's cache.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +18,13 @@ from daskdml.kernels.block import Block
 from daskdml.kernels.curvature import HessianProduct
 from daskdml.kernels.linear import Coordinates, LinearPass
 from daskdml.kernels.losses import Squared
+from daskdml.kernels.ratings import RatingBlock
 from daskdml.kernels.sgd import SGDConfig, sgd_block
 from daskdml.kernels.targets import Targets
+from daskdml.solvers.als import SolveRows
 from daskdml.solvers.base import Problem, SolveOf, StatsOf
+from daskdml.solvers.dsgd import Steps
+from daskdml.solvers.factorization import FirstFactors, Model
 from daskdml.solvers.local_sgd import Iterate, Walk
 
 
@@ -67,3 +72,17 @@ def rehearse_sgd(config: SGDConfig, targets: Targets, dtype: np.dtype[Any]) -> N
     block = _one_row(targets, dtype)
     y, s = targets.prepare(block)
     sgd_block(config.init(1), config, block.X, y, s, np.zeros(1, np.int64))
+
+
+def rehearse_factors(model: Model, rules: tuple[Callable[..., Any], ...]) -> None:
+    """Run the rules of a factorization on one rating."""
+    zero, one = np.zeros(1, np.int32), np.array([0, 1], np.int32)
+    block = RatingBlock(one, zero, np.ones(1, model.dtype))
+    U, V = (FirstFactors(model, side)(0, 1) for side in (0, 1))
+    for rule in rules:
+        if isinstance(rule, SolveRows):
+            rule(U, lambda: iter([(block, V)]))
+        elif isinstance(rule, Steps):
+            rule(U, V, block, 1, 0, 0)
+        else:
+            rule(U, V, block)

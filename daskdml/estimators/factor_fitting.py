@@ -1,0 +1,177 @@
+"""From the parameters of a factorization to its run. Imported by `fit` alone: it needs Dask."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from daskdml.engine.memory import Needs
+from daskdml.engine.run import Engine
+from daskdml.engine.sweeps import Held, Sweeps, cut_tiles
+from daskdml.estimators.fitting import sweep_attributes
+from daskdml.estimators.recommending import sorted_table
+from daskdml.io.factors import FactorStore, FactorTable, StoredFactors
+from daskdml.io.ratings import Ratings, Side, Walk
+from daskdml.solvers.als import ALS, SolveRows
+from daskdml.solvers.base import running
+from daskdml.solvers.dsgd import DSGD, Steps
+from daskdml.solvers.factorization import (
+    ErrorsOf,
+    FirstFactors,
+    KnownFactors,
+    Model,
+    Stopping,
+    factorize,
+)
+from daskdml.solvers.rehearsal import rehearse_factors
+
+TASK_RATINGS = 1_000_000  # of a tile of one side, at least, where the grid allows it
+PAIR_RATINGS = 4_000_000  # of a tile of both sides
+
+
+@dataclass(frozen=True)
+class FactorTask:
+    """What to fit.
+
+    Parameters
+    ----------
+    model : Model
+    solver : {"als", "sgd"}
+    stop : Stopping
+    began : float
+        When `fit` was called, by ``time.perf_counter()``.
+    validation : Ratings or None
+        Held out for early stopping.
+    learning_rate, staleness, n_replicas
+        Of "sgd".
+    url, options
+        Where factors are to be kept, or None.
+    known : tuple of FactorTable or None
+        Users and items of an earlier fit, to start from.
+    """
+
+    model: Model
+    solver: str
+    stop: Stopping
+    began: float
+    validation: Ratings | None
+    learning_rate: float
+    staleness: int
+    n_replicas: int | None
+    url: str | os.PathLike[str] | None
+    options: Any
+    known: tuple[FactorTable, FactorTable] | None
+
+
+def fit_factors(
+    ratings: Ratings, task: FactorTask
+) -> tuple[tuple[FactorTable, FactorTable], dict[str, Any]]:
+    """Plan, make first factors, sweep; gives the tables of users and items, and attributes."""
+    store = None if task.url is None else FactorStore.create(task.url, task.options)
+    try:
+        return _fit(ratings, task, store)
+    except BaseException:
+        if store is not None:
+            store.discard()
+        raise
+
+
+def _fit(
+    ratings: Ratings, task: FactorTask, store: FactorStore | None
+) -> tuple[tuple[FactorTable, FactorTable], dict[str, Any]]:
+    model, stop, paired = task.model, task.stop, task.solver == "sgd"
+    tiles, replicas = _tiles(ratings, task.n_replicas, paired)
+    als, dsgd = ALS(), DSGD(task.learning_rate, stop.max_iter, task.staleness)
+    batch = als.batch(model, store is not None)
+    gram = np.zeros((model.k, model.k)) if model.implicit else None
+    rule = Steps(model, dsgd.rates, ratings.grid) if paired else SolveRows(model, gram, batch)
+    rehearse = partial(rehearse_factors, model, (rule, ErrorsOf(model.mean)))
+    needs = _needs(ratings, model, tiles, 0 if paired else batch, store is not None)
+    with (
+        Sweeps(
+            Engine.current(), ratings, tiles, model.width, needs, store, paired, rehearse
+        ) as data,
+        running(data, f"factorization-{task.solver}", task.began) as run,
+    ):
+        if task.validation is not None:
+            stop = replace(stop, validate=partial(_rmse, data, task))
+        solution = factorize(model, dsgd if paired else als, data, run, stop, _start(data, task))
+        data.settle(*solution.state)
+        users, items = solution.state
+        tables = _table(data, "user", users), _table(data, "item", items)
+    last = run.history[-1]
+    return tables, {
+        "stop_reason_": solution.reason,
+        "objective_": last.objective,
+        "gradient_norm_": last.gradient,
+        "n_replicas_": replicas,
+        **sweep_attributes(run, data, solution),
+    }
+
+
+def _tiles(
+    ratings: Ratings, n_replicas: int | None, paired: bool
+) -> tuple[dict[Walk, list[Any]], int | None]:
+    """Tiles of users and items: by the number of ratings alone, not by the cluster."""
+    p, q = ratings.grid
+    users, items = ratings.users.bounds, ratings.items.bounds
+    if not paired:
+        n = max(2, ratings.n_stored // TASK_RATINGS)
+        return {"user": cut_tiles(users, n), "item": cut_tiles(items, n)}, None
+    if n_replicas is not None and n_replicas > min(p, q):
+        raise ValueError(
+            f"n_replicas={n_replicas} is more than the grid of {p} x {q} blocks has; convert the "
+            f"ratings with grid=({n_replicas}, {n_replicas}), or ask for fewer replicas"
+        )
+    n = n_replicas or min(p, q, max(2, math.isqrt(ratings.n_stored // PAIR_RATINGS)))
+    return {"user": cut_tiles(users, n), "item": cut_tiles(items, n)}, n
+
+
+def _needs(
+    ratings: Ratings, model: Model, tiles: dict[Walk, list[Any]], batch: int, in_store: bool
+) -> Needs:
+    """Bytes of factors and equations that a worker process holds."""
+    row = model.width * model.dtype.itemsize
+    largest = [max(t.rows for t in side) * row for side in tiles.values()]
+    equations = ALS().needs(model, batch).work if batch else 0
+    if in_store:
+        return Needs(work=4 * sum(largest) + equations)
+    # Newest and next factors of both sides may all be in one process.
+    return Needs(work=2 * sum(largest) + equations, held=3 * sum(ratings.shape) * row)
+
+
+def _start(data: Sweeps, task: FactorTask) -> tuple[Held, Held]:
+    """First factors of users and items."""
+    made = []
+    scale = 0.01 if task.solver == "sgd" else 0.1
+    sides: tuple[Walk, Walk] = ("user", "item")
+    for number, walk in enumerate(sides):
+        init: Any = FirstFactors(task.model, number, scale)
+        if task.known is not None:
+            side: Side = data.ratings.users if walk == "user" else data.ratings.items
+            table = task.known[number]
+            init = KnownFactors(init, table, table.side.find(side.ids), side.bounds)
+        made.append(data.make(walk, init, f"{walk}-factors"))
+    return made[0], made[1]
+
+
+def _rmse(data: Sweeps, task: FactorTask, users: Held, items: Held) -> float:
+    rule = ErrorsOf(task.model.mean)
+    found, totals = data.score(rule, users, items, "validation", task.validation)
+    data.end_pass("validation", totals)
+    return float(found.rmse)
+
+
+def _table(data: Sweeps, walk: Walk, held: Held) -> FactorTable:
+    side: Side = data.ratings.users if walk == "user" else data.ratings.items
+    if held.name is None or data.store is None:
+        return sorted_table(FactorTable(side, data.fetch(held)))
+    sizes = tuple(np.diff(side.bounds).tolist())
+    rows = StoredFactors(data.store, held.name, 0, sizes, data.width)
+    data.store.note(**{walk: held.name})
+    return FactorTable(side, rows)
