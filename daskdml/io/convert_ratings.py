@@ -69,6 +69,16 @@ class _Ids:
         self.counts = counts
         return codes
 
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids, by code."""
+        assert self.codes is not None
+        return self.codes.ids
+
+    def deal(self, n_blocks: int, seed: int) -> Deal:
+        """Which block each code goes to."""
+        return Deal.of(self.ids, self.counts, n_blocks, seed)
+
 
 @dataclass(frozen=True)
 class _Scan:
@@ -230,9 +240,7 @@ def _convert(
         first = stack.enter_context(tempfile.TemporaryFile(prefix="daskdml-ratings-"))
         scan = _scan(batches, columns, first, how)
         p, q = _grid(scan, how)
-        sides = (
-            Deal.of(scan.users.counts, p, how.seed), Deal.of(scan.items.counts, q, how.seed + 1)
-        )  # fmt: skip
+        sides = scan.users.deal(p, how.seed), scan.items.deal(q, how.seed + 1)
         shuffled = stack.enter_context(Shuffled(scan.spill, sides))
         for batch in scan.spill.batches():
             shuffled.add(batch)
@@ -334,11 +342,10 @@ class _Writer:
         for name, side, ids in (
             ("users", self.data.users, self.scan.users), ("items", self.data.items, self.scan.items)
         ):  # fmt: skip
-            assert ids.codes is not None
             self._put(f"{name}/bounds", side.bounds)
-            self._put_ids(name, side.ids(ids.codes.ids))
+            self._put_ids(name, side.by_place(ids.ids))
         if self.scan.last is not None:
-            self._put("users/last", self.data.users.ids(self.data.items.place[self.scan.last]))
+            self._put("users/last", self.data.users.by_place(self.data.items.place[self.scan.last]))
         return {
             "format": FORMAT, "kind": "ratings", "complete": True, "id": secrets.token_hex(8),
             "grid": [p, q], "users": len(self.data.users.place),
@@ -420,7 +427,6 @@ class _Writer:
         how = self.how.duplicates or ("error" if found.times is None else "last")
         if how == "error":
             at = int(np.flatnonzero(same)[0])
-            assert self.scan.users.codes is not None and self.scan.items.codes is not None
             user = self._id_at(self.data.users, self.scan.users, i, int(rows[at]))
             item = self._id_at(self.data.items, self.scan.items, j, int(found.indices[at]))
             raise ValueError(
@@ -431,9 +437,8 @@ class _Writer:
 
     @staticmethod
     def _id_at(side: Deal, ids: _Ids, block: int, local: int) -> Any:
-        assert ids.codes is not None
         code = int(np.flatnonzero(side.place == side.bounds[block] + local)[0])
-        return ids.codes.ids[code]
+        return ids.ids[code]
 
     def _set(self, array: zarr.Array[Any], number: int, values: np.ndarray) -> None:
         row = np.zeros((1, array.shape[1]), array.dtype)

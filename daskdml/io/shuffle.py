@@ -58,10 +58,11 @@ class Deal:
     local: np.ndarray
 
     @classmethod
-    def of(cls, counts: np.ndarray, n_blocks: int, seed: int) -> Deal:
-        """Deal ids with so many ratings each."""
+    def of(cls, ids: np.ndarray, counts: np.ndarray, n_blocks: int, seed: int) -> Deal:
+        """Deal ids with so many ratings each; the order in which they are given does not count."""
         n = len(counts)
-        tie = np.random.default_rng(seed).permutation(n)
+        tie = np.empty(n, np.int64)
+        tie[np.argsort(ids)] = np.random.default_rng(seed).permutation(n)
         ranked = np.lexsort((tie, -counts))
         turn, at = np.divmod(np.arange(n), n_blocks)
         dealt = np.where(turn % 2 == 0, at, n_blocks - 1 - at)
@@ -77,8 +78,8 @@ class Deal:
         """Ids of a block."""
         return int(self.bounds[block + 1] - self.bounds[block])
 
-    def ids(self, ids: np.ndarray) -> np.ndarray:
-        """The ids, by place."""
+    def by_place(self, ids: np.ndarray) -> np.ndarray:
+        """What is given by code, by place."""
         out = np.empty_like(ids)
         out[self.place] = ids
         return out

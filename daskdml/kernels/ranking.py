@@ -4,49 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import numba as nb
 import numpy as np
 
 USERS = 512  # scored together: their scores of a block of items stay in the caches
 
 
-def best(
-    scores: np.ndarray, first: int, k: int, before: tuple[np.ndarray, np.ndarray] | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of what was best before and of a block of items, best first.
+@nb.njit(cache=True, nogil=True)
+def best(scores: np.ndarray, first: int, items: np.ndarray, values: np.ndarray) -> None:
+    """Merge the scores of a block of items into lists of the best so far.
 
     Parameters
     ----------
     scores : ndarray of shape (n, m)
-        Of the items first, first + 1, ...
+        Of the items first, first + 1, ...; -inf for those that do not count.
     first : int
-    k : int
-    before : tuple of ndarray or None
-        Items (n, k) and scores (n, k) found before.
-
-    Returns
-    -------
-    items : ndarray of shape (n, min(k, items so far)), int64
-        -1 where a user has no more items.
-    scores : ndarray of the same shape
-        Of equal scores the item that stands first.
+    items, values : ndarray of shape (n, k)
+        The lists, best first, which are changed; they begin with -1 and -inf. Of equal scores the
+        item that comes first stands first.
 
     Examples
     --------
-    >>> best(np.array([[1.0, 3.0, 2.0]]), 10, 2, None)
-    (array([[11, 12]]), array([[3., 2.]]))
+    >>> items, values = np.full((1, 2), -1), np.full((1, 2), -np.inf)
+    >>> best(np.array([[1.0, 3.0, 2.0, 3.0]]), 10, items, values)
+    >>> items
+    array([[11, 13]])
     """
-    n, m = scores.shape
-    at = np.argpartition(-scores, k - 1, axis=1)[:, :k] if k < m else np.tile(np.arange(m), (n, 1))
-    at = np.sort(at, axis=1)  # equal scores stay in the items' order
-    found, values = at + first, np.take_along_axis(scores, at, axis=1)
-    if before is not None:
-        found = np.concatenate([before[0], found], axis=1)
-        values = np.concatenate([before[1], values], axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
-    values = np.take_along_axis(values, order, axis=1)
-    found = np.where(values == -np.inf, -1, np.take_along_axis(found, order, axis=1))
-    return found, values
+    k = items.shape[1]
+    for n in range(len(scores)):
+        row, mine, own = scores[n], values[n], items[n]
+        least = mine[k - 1]
+        for m in range(len(row)):
+            s = row[m]
+            if s > least:
+                at = k - 1
+                while at > 0 and mine[at - 1] < s:
+                    mine[at], own[at] = mine[at - 1], own[at - 1]
+                    at -= 1
+                mine[at], own[at] = s, first + m
+                least = mine[k - 1]
+
+
+def _empty(n: int, k: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    return np.full((n, k), -1, np.int64), np.full((n, k), -np.inf, dtype)
 
 
 def top_items(
@@ -74,7 +76,7 @@ def top_items(
     items, scores : ndarray of shape (n, k)
         -1 and -inf where fewer than k items are left.
     """
-    found: tuple[np.ndarray, np.ndarray] | None = None
+    found = _empty(len(W), k, W.dtype)
     d = W.shape[1] - 1
     offset = (W[:, d] + W.dtype.type(mean))[:, None]
     for first, factors in blocks:
@@ -86,8 +88,7 @@ def top_items(
             rows = np.repeat(np.arange(len(W)), np.diff(indptr))
             inside = (items >= first) & (items < first + len(factors))
             scores[rows[inside], items[inside] - first] = -np.inf
-        found = best(scores, first, k, found)
-    assert found is not None
+        best(scores, first, *found)
     return found
 
 
@@ -192,14 +193,13 @@ def nearest(
     -------
     rows, cosines : ndarray of shape (n, k)
     """
-    found: tuple[np.ndarray, np.ndarray] | None = None
+    found = _empty(len(W), k, W.dtype)
     unit = _unit(W[:, :-1])
     for first, factors in blocks:
         cosines = unit @ _unit(factors[:, :-1]).T
         here = np.flatnonzero((own >= first) & (own < first + len(factors)))
         cosines[here, own[here] - first] = -np.inf
-        found = best(cosines, first, k, found)
-    assert found is not None
+        best(cosines, first, *found)
     return found
 
 
