@@ -16,7 +16,11 @@ from daskdml.io import buffers
 from daskdml.io.chunks import ReadStats
 from daskdml.io.factors import StoredFactors
 from daskdml.io.ratings import Ratings, Walk
-from daskdml.kernels.ratings import RatingBlock
+from daskdml.kernels.ratings import RatingBlock, needed, row_ranges
+
+GATHER_BYTES = (
+    64_000_000  # of the other side's factors that a task keeps, where they lie in a store
+)
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,11 @@ def load(factors: np.ndarray | StoredFactors) -> np.ndarray:
     return factors.load() if isinstance(factors, StoredFactors) else factors
 
 
+def fresh(factors: np.ndarray | StoredFactors) -> np.ndarray:
+    """Factors that may be changed."""
+    return factors.load() if isinstance(factors, StoredFactors) else factors.copy()
+
+
 def keep(rows: np.ndarray, where: StoredFactors | None) -> np.ndarray | StoredFactors:
     """Factors, put where they are to be."""
     if where is None:
@@ -166,27 +175,40 @@ def half_step(
 ) -> Step:
     """New factors of a tile, given the other side's.
 
-    ``rule(old, blocks) -> new, value`` is called for each block of rows; ``blocks()`` walks through
-    its ratings and the factors that these are for, so that no more than one tile of the other side
-    need be in memory.
+    ``rule(old, blocks) -> new, value`` is called for rows of one block at a time; `blocks` are
+    pairs of their ratings and the factors that these are for. Factors in a store are read tile by
+    tile, and only the rows that are needed stay, `GATHER_BYTES` at most: no process holds a side.
+    The values come in a list, block by block, so that their sum does not depend on the tiles.
     """
 
-    def walk(number: int) -> Iterator[tuple[RatingBlock, np.ndarray]]:
-        for other, step in zip(tiles, others, strict=True):
-            factors = load(step.factors[0])
-            for n, rows in enumerate(other.slices):
-                yield loaded.blocks[number, other.first + n], factors[rows]
-
-    def work() -> tuple[np.ndarray, Any]:
-        old, new, total = load(own.factors[0]), [], None
+    def work() -> tuple[np.ndarray, list[Any]]:
+        old, new, values = load(own.factors[0]), [], []
         for n, rows in enumerate(tile.slices):
-            made, value = rule(old[rows], lambda n=n: walk(tile.first + n))
-            new.append(made)
-            total = value if total is None else total + value
-        return np.concatenate(new), total
+            stripe = {j: b for (i, j), b in loaded.blocks.items() if i == tile.first + n}
+            most = GATHER_BYTES // (old.shape[1] * old.itemsize)
+            in_store = isinstance(others[0].factors[0], StoredFactors)
+            columns = sum(t.rows for t in tiles) if in_store else 0
+            for lo, hi in row_ranges(list(stripe.values()), most, columns):
+                blocks = list(_beside(stripe, tiles, others, lo, hi))
+                made, value = rule(old[rows][lo:hi], blocks)
+                new.append(made)
+                values.append(value)
+        return np.concatenate(new), values
 
     rows, part = _working(loaded, work)
     return Step((keep(rows, where),), part)
+
+
+def _beside(
+    stripe: dict[int, RatingBlock], tiles: Sequence[Tile], others: list[Step], lo: int, hi: int
+) -> Iterator[tuple[RatingBlock, np.ndarray]]:
+    """Rows lo to hi of a stripe's blocks, each with the factors that it needs."""
+    for other, step in zip(tiles, others, strict=True):
+        factors = load(step.factors[0])
+        for n, rows in enumerate(other.slices):
+            block = stripe[other.first + n].rows(lo, hi)
+            in_memory = isinstance(step.factors[0], np.ndarray)
+            yield (block, factors[rows]) if in_memory else needed(block, factors[rows])
 
 
 def pair_step(
@@ -205,7 +227,7 @@ def pair_step(
     users, items = tiles
 
     def work() -> tuple[tuple[np.ndarray, np.ndarray], Any]:
-        U, V = load(own.factors[0]).copy(), load(other.factors[0]).copy()
+        U, V = fresh(own.factors[0]), fresh(other.factors[0])
         total = None
         for n, m in _visits(len(users.sizes), len(items.sizes)):
             i, j = users.first + n, items.first + m

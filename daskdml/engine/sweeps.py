@@ -130,7 +130,7 @@ class Sweeps(Opened):
 
     def half_sweep(
         self, walk: Walk, rule: Callable[..., Any], own: Held, other: Held, label: str
-    ) -> tuple[Any, Held, PassTotals]:
+    ) -> tuple[list[Any], Held, PassTotals]:
         """New factors of one side, given the other's: all its tiles at once.
 
         Parameters
@@ -143,8 +143,8 @@ class Sweeps(Opened):
 
         Returns
         -------
-        value : object
-            The sum of what the rule found.
+        values : list
+            What the rule found, block by block.
         held : Held
         totals : PassTotals
         """

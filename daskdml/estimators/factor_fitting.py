@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from daskdml.engine.factor_tasks import GATHER_BYTES
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Engine
 from daskdml.engine.sweeps import Held, Sweeps, cut_tiles
@@ -85,13 +86,12 @@ def _fit(
     ratings: Ratings, task: FactorTask, store: FactorStore | None
 ) -> tuple[tuple[FactorTable, FactorTable], dict[str, Any]]:
     model, stop, paired = task.model, task.stop, task.solver == "sgd"
-    tiles, replicas = _tiles(ratings, task.n_replicas, paired)
+    tiles, replicas = _tiles(ratings, task.n_replicas, paired, store is not None)
     als, dsgd = ALS(), DSGD(task.learning_rate, stop.max_iter, task.staleness)
-    batch = als.batch(model, store is not None)
     gram = np.zeros((model.k, model.k)) if model.implicit else None
-    rule = Steps(model, dsgd.rates, ratings.grid) if paired else SolveRows(model, gram, batch)
+    rule = Steps(model, dsgd.rates, ratings.grid) if paired else SolveRows(model, gram)
     rehearse = partial(rehearse_factors, model, (rule, ErrorsOf(model.mean)))
-    needs = _needs(ratings, model, tiles, 0 if paired else batch, store is not None)
+    needs = _needs(ratings, model, tiles, paired, store is not None)
     with (
         Sweeps(
             Engine.current(), ratings, tiles, model.width, needs, store, paired, rehearse
@@ -115,32 +115,39 @@ def _fit(
 
 
 def _tiles(
-    ratings: Ratings, n_replicas: int | None, paired: bool
+    ratings: Ratings, n_replicas: int | None, paired: bool, in_store: bool
 ) -> tuple[dict[Walk, list[Any]], int | None]:
-    """Tiles of users and items: by the number of ratings alone, not by the cluster."""
+    """Tiles of users and items: by the number of ratings alone, not by the cluster.
+
+    Factors in a store are worked on a block at a time.
+    """
     p, q = ratings.grid
     users, items = ratings.users.bounds, ratings.items.bounds
     if not paired:
-        n = max(2, ratings.n_stored // TASK_RATINGS)
+        n = max(p, q) if in_store else max(2, ratings.n_stored // TASK_RATINGS)
         return {"user": cut_tiles(users, n), "item": cut_tiles(items, n)}, None
     if n_replicas is not None and n_replicas > min(p, q):
         raise ValueError(
             f"n_replicas={n_replicas} is more than the grid of {p} x {q} blocks has; convert the "
             f"ratings with grid=({n_replicas}, {n_replicas}), or ask for fewer replicas"
         )
-    n = n_replicas or min(p, q, max(2, math.isqrt(ratings.n_stored // PAIR_RATINGS)))
+    most = min(p, q)
+    n = most if in_store else min(most, max(2, math.isqrt(ratings.n_stored // PAIR_RATINGS)))
+    n = n_replicas or n
     return {"user": cut_tiles(users, n), "item": cut_tiles(items, n)}, n
 
 
 def _needs(
-    ratings: Ratings, model: Model, tiles: dict[Walk, list[Any]], batch: int, in_store: bool
+    ratings: Ratings, model: Model, tiles: dict[Walk, list[Any]], paired: bool, in_store: bool
 ) -> Needs:
     """Bytes of factors and equations that a worker process holds."""
     row = model.width * model.dtype.itemsize
     largest = [max(t.rows for t in side) * row for side in tiles.values()]
-    equations = ALS().needs(model, batch).work if batch else 0
+    equations = 0 if paired else ALS().needs(model).work
     if in_store:
-        return Needs(work=4 * sum(largest) + equations)
+        most = max(ratings.nnz.sum(axis=0).max(), ratings.nnz.sum(axis=1).max())
+        gathered = 0 if paired else min(GATHER_BYTES, min(max(ratings.shape), int(most)) * row)
+        return Needs(work=3 * sum(largest) + equations + gathered)
     # Newest and next factors of both sides may all be in one process.
     return Needs(work=2 * sum(largest) + equations, held=3 * sum(ratings.shape) * row)
 

@@ -20,8 +20,8 @@ from daskdml.io.ratings import Ratings, Side
 from daskdml.io.staging import stage
 from daskdml.io.store import open_store, resolve_url, retrying
 from daskdml.kernels.ranking import USERS, RankingSums, rank_lists, top_items
-from daskdml.kernels.ratings import RatingBlock, starts_of
-from daskdml.solvers.als import ALS, SolveRows
+from daskdml.kernels.ratings import RatingBlock, needed, starts_of
+from daskdml.solvers.als import SolveRows
 from daskdml.solvers.factorization import Errors, ErrorsOf, Model
 
 Tables = tuple[FactorTable, FactorTable]
@@ -295,7 +295,8 @@ def fold_in(ratings: Ratings, model: Model, items: FactorTable) -> FactorTable:
             inside = (places >= first) & (places < first + len(factors))
             starts = starts_of(row[inside], len(indptr) - 1).astype(np.int32)
             local = (places[inside] - first).astype(np.int32)
-            yield RatingBlock(starts, local, values[inside].astype(model.dtype)), factors
+            block = RatingBlock(starts, local, values[inside].astype(model.dtype))
+            yield needed(block, factors)
 
     gram = None
     if model.implicit:
@@ -303,9 +304,8 @@ def fold_in(ratings: Ratings, model: Model, items: FactorTable) -> FactorTable:
         for _, factors in items.blocks():
             w = factors[:, : model.k].astype(np.float64)
             gram += w.T @ w
-    solve = SolveRows(model, gram, ALS().batch(model, not items.in_memory))
     old = np.zeros((len(indptr) - 1, model.width), model.dtype)
-    rows, _ = solve(old, blocks)
+    rows, _ = SolveRows(model, gram)(old, list(blocks()))
     return FactorTable(Side(ratings.users.ids, np.array([0, len(rows)])), rows)
 
 

@@ -310,7 +310,8 @@ class Ratings:
     @property
     def scratch_nbytes(self) -> int:
         """Bytes that a read may hold for a moment beside the block."""
-        return max(reader.scratch_nbytes for reader in self._stored.arrays.values())
+        arrays = self._stored.arrays.items()
+        return max(r.scratch_nbytes for name, r in arrays if name.startswith("by_"))
 
     def __repr__(self) -> str:
         n, m = self.shape

@@ -145,40 +145,38 @@ def _rank(A, G, F, m, have):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True, fastmath=True)
-def solve_rows(A, b, count, reg, by_count, n_nonnegative, X):  # type: ignore[no-untyped-def]
+def solve_rows(A, b, count, reg, by_count, n_nonnegative, X, found):  # type: ignore[no-untyped-def]
     """Solve ``(A + reg I) x = b`` for each row, from its old x in X, which is overwritten.
 
-    Gives the squared norm of the gradient at the old rows, and the sum of ``x' A x - 2 b x +
-    reg |x|^2`` at the new ones, with its last term alone: float64 each. `reg` counts once for each
+    `found` (3, n) gets, in float64, the squared norm of each row's gradient at the old x; at the
+    new one ``x' A x - 2 b x + reg |x|^2``, and its last term alone. `reg` counts once for each
     rating where `by_count`. The first `n_nonnegative` unknowns may not be negative. Rows without
     ratings become 0.
     """
     n, m = b.shape
-    gradient, value, penalty = 0.0, 0.0, 0.0
     x = np.empty(m, X.dtype)
     old = np.empty(m, X.dtype)
     for row in range(n):
         if count[row] == 0:
             X[row, :m] = 0
+            found[:, row] = 0
             continue
         lam = reg * count[row] if by_count else reg
         M = A[row]
         for a in range(m):
             M[a, a] += X.dtype.type(lam)
             old[a] = X[row, a]
-        gradient += _gradient(M, b[row], old, m, n_nonnegative)
+        found[0, row] = _gradient(M, b[row], old, m, n_nonnegative)
         if n_nonnegative:
             _descend(M, b[row], old, x, m, n_nonnegative, 1000)
         else:
             _cholesky(M, b[row], x, m)
+        value, square = 0.0, 0.0
         for a in range(m):
             value -= np.float64(b[row, a]) * np.float64(x[a])
-            X[row, a] = x[a]
-        square = 0.0
-        for a in range(m):
             square += np.float64(x[a]) * np.float64(x[a])
-        penalty += lam * square
-    return gradient, value, penalty
+            X[row, a] = x[a]
+        found[1, row], found[2, row] = value, lam * square
 
 
 @nb.njit(cache=True, nogil=True, fastmath=True)

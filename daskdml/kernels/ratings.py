@@ -39,6 +39,14 @@ class RatingBlock:
         """Bytes of the three arrays."""
         return int(self.indptr.nbytes + self.indices.nbytes + self.values.nbytes)
 
+    def rows(self, lo: int, hi: int) -> RatingBlock:
+        """Some rows, without copying their ratings."""
+        if lo == 0 and hi == len(self.indptr) - 1:
+            return self
+        start, stop = self.indptr[lo], self.indptr[hi]
+        indptr = self.indptr[lo : hi + 1] - start
+        return RatingBlock(indptr, self.indices[start:stop], self.values[start:stop])
+
 
 @nb.njit(cache=True, nogil=True)
 def _find(table, keys, key):  # type: ignore[no-untyped-def]
@@ -253,3 +261,41 @@ def compress(block: RatingBlock, keep: np.ndarray) -> RatingBlock:
     kept = np.zeros(len(keep) + 1, np.int32)
     np.cumsum(keep, out=kept[1:])
     return RatingBlock(kept[block.indptr], block.indices[keep], block.values[keep])
+
+
+def needed(block: RatingBlock, factors: np.ndarray) -> tuple[RatingBlock, np.ndarray]:
+    """A block and the rows of the other side's factors that it needs, which alone are kept.
+
+    Examples
+    --------
+    >>> block = RatingBlock(np.array([0, 2]), np.array([1, 3], np.int32), np.ones(2))
+    >>> kept, rows = needed(block, np.arange(4.0)[:, None])
+    >>> kept.indices, rows.ravel()
+    (array([0, 1], dtype=int32), array([1., 3.]))
+    """
+    used = np.zeros(len(factors), bool)
+    used[block.indices] = True
+    if used.all():
+        return block, factors
+    place = np.cumsum(used, dtype=np.int32) - np.int32(1)
+    return RatingBlock(block.indptr, place[block.indices], block.values), factors[used]
+
+
+def row_ranges(blocks: list[RatingBlock], most: int, n_columns: int) -> list[tuple[int, int]]:
+    """Ranges of rows whose ratings need at most so many of the other side's rows.
+
+    Examples
+    --------
+    >>> block = RatingBlock(np.array([0, 2, 4, 5]), np.zeros(5, np.int32), np.ones(5))
+    >>> row_ranges([block], 4, 100), row_ranges([block], 4, 3)
+    ([(0, 2), (2, 3)], [(0, 3)])
+    """
+    ends = np.sum([block.indptr[1:].astype(np.int64) for block in blocks], axis=0)
+    if n_columns <= most or not len(ends):
+        return [(0, len(ends))]
+    ranges, lo, before = [], 0, 0
+    while lo < len(ends):
+        hi = max(lo + 1, int(np.searchsorted(ends, before + most, side="right")))
+        ranges.append((lo, hi))
+        lo, before = hi, int(ends[hi - 1])
+    return ranges

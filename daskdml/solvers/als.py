@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,8 +24,7 @@ from daskdml.kernels.factors import (
 from daskdml.kernels.ratings import RatingBlock
 from daskdml.solvers.factorization import Model, Sweep
 
-Blocks = Callable[[], Iterator[tuple[RatingBlock, np.ndarray]]]
-STORE_BATCH = 64  # times the rows of a batch, where each batch reads the other side from a store
+Blocks = Sequence[tuple[RatingBlock, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -63,35 +64,33 @@ class SolveRows:
     model : Model
     gram : ndarray of shape (k, k) or None
         Of the other side's rows, for implicit feedback.
-    batch : int
-        Rows whose equations are formed together.
     """
 
     model: Model
     gram: np.ndarray | None
-    batch: int
 
     def __call__(self, old: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, HalfStats]:
         """Solve for all rows of a block."""
         model, m = self.model, self.model.unknowns
         new = old.copy()
-        value = penalty = gradient = 0.0
         base = None if self.gram is None else self.gram.astype(old.dtype)
-        normals = Normals.zeros(min(self.batch, len(old)), m, old.dtype)
+        batch = batch_rows(m, old.itemsize)
+        normals = Normals.zeros(min(batch, len(old)), m, old.dtype)
         positive = model.k if model.nonnegative else 0
-        for lo in range(0, len(old), self.batch):
-            rows = new[lo : lo + self.batch]
-            equations = normals.begin(len(rows), base)
-            for block, factors in blocks():
+        found, const = np.zeros((3, len(old))), np.zeros(len(old))
+        for lo in range(0, len(old), batch):
+            rows = slice(lo, lo + batch)
+            equations = normals.begin(len(new[rows]), base)
+            for block, factors in blocks:
                 self._add(equations, block, lo, factors)
-            found = solve_rows(
-                equations.A, equations.b, equations.count, model.reg, model.by_count, positive, rows
-            )
-            gradient += found[0]
-            value += found[1] + float(equations.const.sum())
-            penalty += found[2]
+            solve_rows(
+                equations.A, equations.b, equations.count, model.reg, model.by_count, positive,
+                new[rows], found[:, rows],
+            )  # fmt: skip
+            const[rows] = equations.const
+        gradient, value, penalty = found.sum(axis=1)
         w = new[:, : model.k].astype(np.float64)
-        return new, HalfStats(value, penalty, gradient, w.T @ w)
+        return new, HalfStats(value + const.sum(), penalty, gradient, w.T @ w)
 
     def _add(self, to: Normals, block: RatingBlock, lo: int, factors: np.ndarray) -> None:
         indptr = block.indptr[lo : lo + len(to.b) + 1]
@@ -126,27 +125,24 @@ class ALS:
     name: ClassVar[str] = "als"
     paired: ClassVar[bool] = False
 
-    def needs(self, model: Model, batch: int) -> Needs:
+    def needs(self, model: Model) -> Needs:
         """Bytes of a task's equations."""
-        return Needs(work=batch * normals_nbytes(model.unknowns, model.dtype.itemsize))
-
-    def batch(self, model: Model, in_store: bool) -> int:
-        """Rows whose equations are formed together."""
-        rows = batch_rows(model.unknowns, model.dtype.itemsize)
-        return rows * STORE_BATCH if in_store else rows
+        m, itemsize = model.unknowns, model.dtype.itemsize
+        return Needs(work=batch_rows(m, itemsize) * normals_nbytes(m, itemsize))
 
     def sweep(
         self, model: Model, data: Sweeps, t: int, users: Held, items: Held, state: Any
     ) -> tuple[Sweep, Any]:
         """Solve for the users, then for the items; the state is the items' Gram matrix."""
-        batch = self.batch(model, data.store is not None)
         gram = state
         if model.implicit and gram is None:
             gram = data.gram(items, model.k)
-        rule = SolveRows(model, gram, batch)
-        of_users, users, first = data.half_sweep("user", rule, users, items, "als-sweep")
-        rule = SolveRows(model, of_users.gram if model.implicit else None, batch)
-        of_items, items, second = data.half_sweep("item", rule, items, users, "als-sweep")
+        rule = SolveRows(model, gram)
+        found, users, first = data.half_sweep("user", rule, users, items, "als-sweep")
+        of_users = reduce(add, found)
+        rule = SolveRows(model, of_users.gram if model.implicit else None)
+        found, items, second = data.half_sweep("item", rule, items, users, "als-sweep")
+        of_items = reduce(add, found)
         objective = of_items.value + of_users.penalty
         if model.implicit:
             gram = of_items.gram

@@ -81,7 +81,7 @@ def rehearse_factors(model: Model, rules: tuple[Callable[..., Any], ...]) -> Non
     U, V = (FirstFactors(model, side)(0, 1) for side in (0, 1))
     for rule in rules:
         if isinstance(rule, SolveRows):
-            rule(U, lambda: iter([(block, V)]))
+            rule(U, [(block, V)])
         elif isinstance(rule, Steps):
             rule(U, V, block, 1, 0, 0)
         else:

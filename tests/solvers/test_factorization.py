@@ -1,0 +1,186 @@
+"""ALS equals a dense reference sweep by sweep; DSGD equals serial SGD."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from daskdml import Engine
+from daskdml.engine.memory import Needs
+from daskdml.engine.run import Inline, Threads
+from daskdml.engine.sweeps import Sweeps, cut_tiles
+from daskdml.io import convert_ratings
+from daskdml.kernels.factors import sgd_block
+from daskdml.solvers.als import ALS
+from daskdml.solvers.base import running
+from daskdml.solvers.dsgd import DSGD
+from daskdml.solvers.factorization import ErrorsOf, FirstFactors, Model, Stopping, factorize
+from tests.solvers.dense_als import dense_parts, gradient, half_step, objective
+
+PLAIN = Model(4, 0.0, 0.05, True, True, False, False, 1.0, 0, np.dtype(np.float64))
+KINDS = {
+    "explicit": PLAIN,
+    "no biases": replace(PLAIN, biases=False),
+    "no scaling": replace(PLAIN, by_count=False, reg=0.5),
+    "nonnegative": replace(PLAIN, nonnegative=True),
+    "nonnegative, no biases": replace(PLAIN, nonnegative=True, biases=False),
+    "implicit": replace(PLAIN, biases=False, implicit=True, alpha=3.0),
+    "implicit, no scaling": replace(PLAIN, biases=False, implicit=True, by_count=False),
+    "implicit, nonnegative": replace(PLAIN, biases=False, implicit=True, nonnegative=True),
+}
+
+
+def made(folder, dtype=np.float64, grid=(3, 2)):
+    """Ratings of 40 users for 30 items, a third of all pairs."""
+    rng = np.random.default_rng(0)
+    users, items = np.nonzero(rng.random((40, 30)) < 0.33)
+    data = (users * 7, items, np.round(1 + 4 * rng.random(len(users)), 1))
+    return convert_ratings(data, folder / "r.zarr", dtype=dtype, grid=grid)
+
+
+def run(ratings, model, solver, sweeps, tiles, runner=None, tol=0.0):
+    """Fit from the model's first factors; gives history, first and last factors, by side."""
+    cut = {"user": cut_tiles(ratings.users.bounds, tiles),
+           "item": cut_tiles(ratings.items.bounds, tiles)}  # fmt: skip
+    with (
+        Sweeps(Engine(runner), ratings, cut, model.width, Needs(), None, solver.paired) as data,
+        running(data, "test", time.perf_counter()) as fit,
+    ):
+        start = tuple(
+            data.make(walk, FirstFactors(model, side), "first")
+            for side, walk in enumerate(("user", "item"))
+        )
+        first = [data.fetch(side).copy() for side in start]
+        found = factorize(model, solver, data, fit, Stopping(sweeps, tol), start)
+        return fit.history, first, [data.fetch(side) for side in found.state], found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_als_equals_the_dense_reference(kind, dtype, tmp_path):
+    """Factors, objective and gradient equal those of dense float64 algebra after each sweep."""
+    ratings = made(tmp_path, dtype)
+    mean = 0.0 if KINDS[kind].implicit else ratings.mean()
+    model = replace(KINDS[kind], mean=mean, dtype=np.dtype(dtype))
+    R, known = dense_parts(ratings)
+    close = 1e-9 if dtype == np.float64 else 1e-5
+    for sweeps in (1, 2, 4):
+        history, (U, V), found, _ = run(ratings, model, ALS(), sweeps, 2)
+        U, V = U.astype(float), V.astype(float)
+        for t in range(sweeps):
+            half_step(model, R, known, U, V)
+            g = gradient(model, R, known, U, V) if sweeps == 2 and dtype == np.float64 else None
+            half_step(model, R.T, known.T, V, U)
+            f = objective(model, R, known, U, V)
+            assert history[t].objective == pytest.approx(f, rel=close)
+            if g is not None:
+                assert history[t].gradient == pytest.approx(g, rel=1e-5)
+        for ours, theirs in zip(found, (U, V), strict=True):
+            assert np.abs(ours - theirs).max() <= close * max(1, np.abs(theirs).max()) * 10
+
+
+@pytest.mark.parametrize("kind", ["explicit", "implicit", "nonnegative"])
+def test_gradient_norms_fall_to_the_tolerance(kind, tmp_path):
+    """ALS goes on until the gradient is a small share of the first, and f falls all the way."""
+    ratings = made(tmp_path)
+    mean = 0.0 if kind == "implicit" else ratings.mean()
+    model = replace(KINDS[kind], mean=mean, reg=0.2)
+    history, _, _, found = run(ratings, model, ALS(), 3000, 2, tol=1e-6)
+    assert found.converged and history[-1].gradient <= 1e-6 * history[0].gradient
+    f = np.array([record.objective for record in history])
+    assert (np.diff(f) <= 1e-9 * f[0]).all()
+
+
+def test_tiles_do_not_change_als(tmp_path):
+    """However the model is cut into tiles, each row's equations are summed in the same order."""
+    ratings = made(tmp_path, grid=(4, 4))
+    model = replace(PLAIN, mean=ratings.mean())
+    a, b = (run(ratings, model, ALS(), 3, n)[2] for n in (1, 4))
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def serial(ratings, model, rates, U, V):
+    """One pass after the other over the blocks, in the order of the strata, in float64."""
+    for t, rate in enumerate(rates, 1):
+        n, m = ratings.grid
+        for shift in range(m):
+            for i in range(n):
+                j = (i + shift) % m
+                block, _ = ratings.read("user", i, j)
+                rows = slice(*ratings.users.bounds[i : i + 2])
+                columns = slice(*ratings.items.bounds[j : j + 2])
+                order = np.random.default_rng([model.seed, 2, t, i, j]).permutation(
+                    rows.stop - rows.start
+                )
+                if not model.by_count:
+                    U[rows] *= 1 - rate * model.reg / m
+                    V[columns] *= 1 - rate * model.reg / n
+                reg = model.reg if model.by_count else 0.0
+                for row in order:
+                    for at in range(block.indptr[row], block.indptr[row + 1]):
+                        u, v = U[rows.start + row], V[columns.start + block.indices[at]]
+                        e = block.values[at] - model.mean - u[:-1] @ v[:-1] - u[-1] - v[-1]
+                        du, dv = np.append(e * v[:-1], e), np.append(e * u[:-1], e)
+                        u += rate * (du - reg * u)
+                        v += rate * (dv - reg * v)
+                        if model.nonnegative:
+                            u[:-1], v[:-1] = np.maximum(u[:-1], 0), np.maximum(v[:-1], 0)
+
+
+@pytest.mark.parametrize("kind", ["explicit", "no scaling", "nonnegative"])
+@pytest.mark.parametrize("tiles", [1, 3])
+def test_dsgd_equals_serial_sgd(kind, tiles, tmp_path):
+    """Strata worked on at once give what one loop over their ratings gives."""
+    ratings = made(tmp_path, grid=(3, 3))
+    model = replace(KINDS[kind], mean=ratings.mean())
+    solver = DSGD(0.05, 3)
+    _, (U, V), found, _ = run(ratings, model, solver, 3, tiles, Threads(2))
+    serial(ratings, model, solver.rates, U, V)
+    assert np.allclose(found[0], U, atol=1e-12) and np.allclose(found[1], V, atol=1e-12)
+
+
+def test_staleness_changes_little(tmp_path):
+    """Changes made from stale factors, and added to the newest, end near the serial fit."""
+    ratings = made(tmp_path, grid=(4, 4))
+    model = replace(PLAIN, mean=ratings.mean())
+    rule = ErrorsOf(model.mean)
+    reached = []
+    for staleness in (0, 1, 2):
+        _, _, (U, V), _ = run(ratings, model, DSGD(0.05, 20, staleness), 20, 4, Inline())
+        total = None
+        for i, j in np.ndindex(ratings.grid):
+            rows = slice(*ratings.users.bounds[i : i + 2])
+            columns = slice(*ratings.items.bounds[j : j + 2])
+            found = rule(U[rows], V[columns], ratings.read("user", i, j)[0])
+            total = found if total is None else total + found
+        reached.append(total.rmse)
+    assert reached[1] != reached[0] and reached[2] != reached[1]
+    assert max(reached) - min(reached) < 0.02 * reached[0]
+
+
+def test_steps_that_are_too_long_are_told(tmp_path):
+    """Factors that grow beyond all bounds end the fit with the cure."""
+    ratings = made(tmp_path)
+    model = replace(PLAIN, mean=ratings.mean())
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        run(ratings, model, DSGD(50.0, 5), 5, 1)
+
+
+def test_sgd_step_is_the_gradient():
+    """A step changes factors by the gradient of half of a rating's share of f."""
+    rng = np.random.default_rng(0)
+    U, V = rng.standard_normal((1, 4)), rng.standard_normal((1, 4))
+    one, zero = np.array([0, 1], np.int32), np.zeros(1, np.int32)
+
+    def f(u, v):
+        e = 4.0 - 3.0 - u[:3] @ v[:3] - u[3] - v[3]
+        return 0.5 * (e**2 + 0.1 * (u @ u + v @ v))
+
+    u, v, eps = U[0].copy(), V[0].copy(), 1e-6
+    steps = np.eye(4) * eps
+    du = [(f(u + s, v) - f(u - s, v)) / (2 * eps) for s in steps]
+    dv = [(f(u, v + s) - f(u, v - s)) / (2 * eps) for s in steps]
+    sgd_block(one, zero, np.array([4.0]), zero, U, V, 3.0, 1e-3, 0.1, 0.1, True, False)
+    assert np.allclose((u - U[0]) / 1e-3, du, atol=1e-6)
+    assert np.allclose((v - V[0]) / 1e-3, dv, atol=1e-6)
