@@ -147,7 +147,7 @@ def _needs(
     if in_store:
         most = max(ratings.nnz.sum(axis=0).max(), ratings.nnz.sum(axis=1).max())
         gathered = 0 if paired else min(GATHER_BYTES, min(max(ratings.shape), int(most)) * row)
-        return Needs(work=3 * sum(largest) + equations + gathered)
+        return Needs(work=5 * sum(largest) + equations + gathered)
     # Newest and next factors of both sides may all be in one process.
     return Needs(work=2 * sum(largest) + equations, held=3 * sum(ratings.shape) * row)
 

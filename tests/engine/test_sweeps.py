@@ -164,7 +164,7 @@ def test_a_model_larger_than_any_worker(tmp_path):
     rng = np.random.default_rng(0)
     n = 1_700_000
     data = (rng.permutation(n), rng.permutation(n), rng.random(n, dtype=np.float32))
-    ratings = convert_ratings(data, tmp_path / "r.zarr", grid=(16, 16))
+    ratings = convert_ratings(data, tmp_path / "r.zarr", grid=(32, 32))
     limit, cap = 400_000_000, 650_000_000
     script = tmp_path / "large.py"
     script.write_text(
