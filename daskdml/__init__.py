@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from daskdml.diagnostics.progress import ProgressBar as ProgressBar
     from daskdml.diagnostics.timeline import Timeline as Timeline
     from daskdml.engine.run import Engine as Engine
-    from daskdml.estimators.decomposition import PCA as PCA
-    from daskdml.estimators.decomposition import TruncatedSVD as TruncatedSVD
     from daskdml.estimators.linear import LinearRegression as LinearRegression
     from daskdml.estimators.linear import LogisticRegression as LogisticRegression
     from daskdml.estimators.linear import Ridge as Ridge
+    from daskdml.estimators.pca import PCA as PCA
     from daskdml.estimators.sgd import SGDClassifier as SGDClassifier
     from daskdml.estimators.sgd import SGDRegressor as SGDRegressor
+    from daskdml.estimators.truncated_svd import TruncatedSVD as TruncatedSVD
 
 __version__ = "0.1.0"
 
@@ -23,13 +23,13 @@ _HOMES = {
     "Engine": "daskdml.engine.run",
     "LinearRegression": "daskdml.estimators.linear",
     "LogisticRegression": "daskdml.estimators.linear",
-    "PCA": "daskdml.estimators.decomposition",
+    "PCA": "daskdml.estimators.pca",
     "ProgressBar": "daskdml.diagnostics.progress",
     "Ridge": "daskdml.estimators.linear",
     "SGDClassifier": "daskdml.estimators.sgd",
     "SGDRegressor": "daskdml.estimators.sgd",
     "Timeline": "daskdml.diagnostics.timeline",
-    "TruncatedSVD": "daskdml.estimators.decomposition",
+    "TruncatedSVD": "daskdml.estimators.truncated_svd",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -148,16 +148,28 @@ class Report:
     converged: bool = False
 
 
-class Solver(Protocol):
+class Objective(Protocol):
+    """What is minimised: a `Problem`, or what another solver takes for one."""
+
+    @property
+    def tiny(self) -> float:
+        """Values of the objective below it are round-off."""
+
+
+P_contra = TypeVar("P_contra", bound=Objective, contravariant=True)
+P = TypeVar("P", bound=Objective)
+
+
+class Solver(Protocol[P_contra]):
     """An algorithm: `start` makes its state, `step` is one pass (or epoch) of it."""
 
-    def needs(self, problem: Problem, data: Data) -> Needs:
+    def needs(self, problem: P_contra, data: Data) -> Needs:
         """Bytes that a pass holds beside its blocks."""
 
-    def start(self, problem: Problem, run: Run, theta: np.ndarray | None) -> Any:
+    def start(self, problem: P_contra, run: Run, theta: np.ndarray | None) -> Any:
         """State before the first step."""
 
-    def step(self, problem: Problem, run: Run, state: Any) -> tuple[Any, Report]:
+    def step(self, problem: P_contra, run: Run, state: Any) -> tuple[Any, Report]:
         """State after one step, and what it found."""
 
 
@@ -238,8 +250,8 @@ class Solution:
 
 
 def minimise(
-    problem: Problem,
-    solver: Solver,
+    problem: P,
+    solver: Solver[P],
     run: Run,
     tol: float,
     max_iter: int,
