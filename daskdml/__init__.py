@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from daskdml.estimators.linear import LinearRegression as LinearRegression
     from daskdml.estimators.linear import LogisticRegression as LogisticRegression
     from daskdml.estimators.linear import Ridge as Ridge
+    from daskdml.estimators.nmf import NMF as NMF
     from daskdml.estimators.pca import PCA as PCA
     from daskdml.estimators.sgd import SGDClassifier as SGDClassifier
     from daskdml.estimators.sgd import SGDRegressor as SGDRegressor
@@ -23,6 +24,7 @@ _HOMES = {
     "Engine": "daskdml.engine.run",
     "LinearRegression": "daskdml.estimators.linear",
     "LogisticRegression": "daskdml.estimators.linear",
+    "NMF": "daskdml.estimators.nmf",
     "PCA": "daskdml.estimators.pca",
     "ProgressBar": "daskdml.diagnostics.progress",
     "Ridge": "daskdml.estimators.linear",

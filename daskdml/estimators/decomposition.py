@@ -53,10 +53,60 @@ def choose_route(solver: str, d: int, wanted: int | None, oversamples: int) -> s
     return "randomized" if few else "covariance_eigh"
 
 
-class Decomposition(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearEstimator):
-    """Base of PCA and TruncatedSVD."""
+class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearEstimator):
+    """Base of estimators that describe rows by coordinates along components."""
 
     components_: np.ndarray
+
+    def _rows(self, X: Any, storage_options: Any, at_least: int) -> AnySource:
+        """The checked rows of a fit; refuses too few before it reads any."""
+        if not is_out_of_core(X):
+            X = validate_data(
+                self, X, dtype=[np.float64, np.float32], order="C", ensure_min_samples=at_least
+            )
+            return as_source(X, None, None)
+        source = as_source(X, None, None, storage_options)
+        if source.n_rows < at_least:
+            raise ValueError(
+                f"{source.name} has {source.n_rows} row(s), while a minimum of {at_least} is "
+                f"required by {type(self).__name__}"
+            )
+        self._note_features(source)
+        return source
+
+    def _scale(self) -> np.ndarray:
+        """What a component's coordinate is divided by."""
+        return np.ones(len(self.components_))
+
+    def _center(self) -> np.ndarray:
+        """What is taken off the rows."""
+        return np.zeros(self.components_.shape[1])
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.components_)
+
+    def inverse_transform(self, Z: Any) -> Any:
+        """Rows (n, n_features) that have the coordinates Z (n, n_components); Dask for Dask."""
+        check_is_fitted(self)
+        rows = Predict((self.components_ * self._scale()[:, None]).T, self._center(), as_they_are)
+        if not is_out_of_core(Z):
+            return rows(check_array(Z, dtype=[np.float64, np.float32], order="C"))
+        from daskdml.engine.lazy import lazy_rows
+
+        return lazy_rows(as_source(Z, None, None), rows)
+
+    def fit_transform(
+        self, X: Any, y: Any = None, *, storage_options: Any = None, out: Any = None
+    ) -> Any:
+        """`fit`, and then `transform` of the same rows."""
+        self.fit(X, storage_options=storage_options)
+        return self.transform(X, storage_options=storage_options, out=out)
+
+
+class Decomposition(Components):
+    """Base of PCA and TruncatedSVD."""
+
     n_components: Any
     tol: float
     n_oversamples: int
@@ -66,18 +116,10 @@ class Decomposition(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearEst
     def _spectrum(
         self, X: Any, storage_options: Any, at_least: int, solver: str, n_iter: Any
     ) -> Spectrum:
-        """Leading eigenpairs of all rows, with signs fixed; keeps what the passes took.
-
-        Refuses too few rows before it reads any.
-        """
+        """Leading eigenpairs of all rows, with signs fixed; keeps what the passes took."""
         began = time.perf_counter()
         source = self._rows(X, storage_options, at_least)
         n, d = source.n_rows, source.n_features
-        if n < at_least:
-            raise ValueError(
-                f"{source.name} has {n} row(s), while a minimum of {at_least} is required by "
-                f"{type(self).__name__}"
-            )
         wanted, most = self._wanted(n, d)
         if wanted is not None and wanted > most:
             raise ValueError(
@@ -100,35 +142,13 @@ class Decomposition(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearEst
         self._keep(attributes)
         return replace(found, vectors=svd_flip(None, found.vectors, u_based_decision=False)[1])
 
-    def _rows(self, X: Any, storage_options: Any, at_least: int) -> AnySource:
-        if not is_out_of_core(X):
-            X = validate_data(
-                self, X, dtype=[np.float64, np.float32], order="C", ensure_min_samples=at_least
-            )
-            return as_source(X, None, None)
-        source = as_source(X, None, None, storage_options)
-        self._note_features(source)
-        return source
-
     def _wanted(self, n: int, d: int) -> tuple[int | None, int]:
         """How many components are asked for (None where the rows decide), and can be."""
         raise NotImplementedError
 
-    def _scale(self) -> np.ndarray:
-        """What a component's coordinate is divided by."""
-        return np.ones(len(self.components_))
-
-    def _center(self) -> np.ndarray:
-        """What is taken off the rows."""
-        return np.zeros(self.components_.shape[1])
-
     def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
         coef = self.components_ / self._scale()[:, None]
         return coef, -coef @ self._center()
-
-    @property
-    def _n_features_out(self) -> int:
-        return len(self.components_)
 
     def transform(self, X: Any, *, storage_options: Any = None, out: Any = None) -> Any:
         """Coordinates along the components, shape (n, n_components), of X's kind.
@@ -143,13 +163,3 @@ class Decomposition(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearEst
             URL of a Zarr array to stream them to, which a rerun completes.
         """
         return self._apply(X, as_they_are, storage_options, out)
-
-    def inverse_transform(self, Z: Any) -> Any:
-        """Rows (n, n_features) that have the coordinates Z (n, n_components); Dask for Dask."""
-        check_is_fitted(self)
-        rows = Predict((self.components_ * self._scale()[:, None]).T, self._center(), as_they_are)
-        if not is_out_of_core(Z):
-            return rows(check_array(Z, dtype=[np.float64, np.float32], order="C"))
-        from daskdml.engine.lazy import lazy_rows
-
-        return lazy_rows(as_source(Z, None, None), rows)

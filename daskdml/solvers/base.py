@@ -137,6 +137,8 @@ class Report:
         Why the solver does not go on; None while it does.
     converged : bool
         Whether that is because its own criterion is met.
+    gradient : float or None
+        Norm of the projected gradient, where the problem is not convex and no gap is known.
     """
 
     label: str
@@ -146,6 +148,7 @@ class Report:
     solution: np.ndarray
     reason: str | None = None
     converged: bool = False
+    gradient: float | None = None
 
 
 class Objective(Protocol):
@@ -190,7 +193,7 @@ class Run:
         record = Record(
             report.label, time.perf_counter() - self.began, total.nbytes,
             total.rows / self.data.n_rows, report.objective, gap, relative,
-            t.read, t.decode, t.compute, t.wait, t.transfer,
+            t.read, t.decode, t.compute, t.wait, t.transfer, report.gradient,
         )  # fmt: skip
         self.history.append(record)
         self.data.end_pass(report.label, t, report.objective, gap, relative)

@@ -23,6 +23,8 @@ class Record:
         f at the point visited, and its certified distance to the optimum.
     read, decode, compute, wait, transfer : float
         Seconds of this pass, summed over workers.
+    gradient : float or None
+        Norm of the projected gradient at the point visited, where the problem is not convex.
     """
 
     label: str
@@ -37,3 +39,4 @@ class Record:
     compute: float
     wait: float
     transfer: float
+    gradient: float | None = None

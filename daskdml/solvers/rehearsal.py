@@ -17,6 +17,7 @@ from daskdml.kernels.block import Block
 from daskdml.kernels.curvature import HessianProduct
 from daskdml.kernels.linear import Coordinates, LinearPass
 from daskdml.kernels.losses import Squared
+from daskdml.kernels.nmf import Coefficients, FactorRows
 from daskdml.kernels.sgd import SGDConfig, sgd_block
 from daskdml.kernels.targets import Targets
 from daskdml.solvers.base import Problem, SolveOf, StatsOf
@@ -67,3 +68,14 @@ def rehearse_sgd(config: SGDConfig, targets: Targets, dtype: np.dtype[Any]) -> N
     block = _one_row(targets, dtype)
     y, s = targets.prepare(block)
     sgd_block(config.init(1), config, block.X, y, s, np.zeros(1, np.int64))
+
+
+def rehearse_factors(dtype: np.dtype[Any]) -> None:
+    """Coefficients of a row, for a factorization.
+
+    Parameters
+    ----------
+    dtype : dtype
+        Of the rows.
+    """
+    FactorRows(Coefficients(np.ones((1, 1))))(Block(np.ones((1, 1), dtype), None, None))

@@ -5,6 +5,8 @@ The folder of the data sets is DASKDML_DATA, else ../shared/data beside the repo
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
@@ -12,10 +14,10 @@ from sklearn import decomposition
 from threadpoolctl import threadpool_limits
 
 import daskdml.engine.run
-from daskdml import PCA, Engine, TruncatedSVD
+from daskdml import NMF, PCA, Engine, TruncatedSVD
 from daskdml.io import write_dataset
 from tests.conftest import workers
-from tests.estimators.test_real_data import images
+from tests.estimators.test_real_data import file, images
 
 pytestmark = [pytest.mark.data, pytest.mark.cluster]
 
@@ -62,3 +64,38 @@ def test_fashion_mnist(kind, route, fashion, cluster, monkeypatch):
     if route == "randomized":
         missed = np.sum(theirs.singular_values_**2) / np.sum(model.singular_values_**2) - 1
         assert missed <= model.certificate_.relative + 1e-6 and model.n_passes_ <= 8
+
+
+def bag_of_words():
+    """How often each of 6906 words is in each of 3430 blog entries; words are known by number."""
+    with gzip.open(file("uci-bow-kos/docword.kos.txt.gz"), "rt") as lines:
+        n, d, _ = (int(next(lines)) for _ in range(3))
+        found = np.loadtxt(lines, dtype=int)
+    X = np.zeros((n, d), np.float32)
+    X[found[:, 0] - 1, found[:, 1] - 1] = found[:, 2]
+    return X
+
+
+def topics(H, words=10):
+    """Numbers of the words that weigh most in each component, as the file counts them, from 1."""
+    return [set((np.argsort(h)[::-1][:words] + 1).tolist()) for h in H]
+
+
+def test_kos_bag_of_words(cluster, tmp_path, monkeypatch):
+    """NMF's error is no larger than scikit-learn's, and most topics have its ten largest words."""
+    monkeypatch.setattr(daskdml.engine.run, "GROUP_BYTES", 1)
+    X = bag_of_words()
+    ds = write_dataset(tmp_path / "rows.zarr", X, chunks=300)
+    with Engine(cluster, memory_limit="450MB"):
+        model = NMF(10, random_state=0).fit(ds)
+    assert max(model.peak_memory_.values()) <= model.plan_.limit
+    assert model.stationarity_ <= model.tol
+    with threadpool_limits(1):
+        theirs = decomposition.NMF(10, random_state=0, init="nndsvda", max_iter=400).fit(X)
+    assert model.reconstruction_err_ <= theirs.reconstruction_err_ * 1.0005
+    W = model.transform(X)
+    error = np.linalg.norm(X - W @ model.components_)
+    assert error == pytest.approx(model.reconstruction_err_, rel=1e-6)
+    found = topics(theirs.components_)
+    shared = [max(len(ours & other) for other in found) for ours in topics(model.components_)]
+    assert np.median(shared) >= 8
