@@ -37,10 +37,10 @@ RANDOMIZED: dict[str, list[Any]] = {
 def choose_route(solver: str, d: int, wanted: int | None, oversamples: int) -> str:
     """What "auto" stands for, from the shape of the problem alone.
 
-    One pass that sums d x d products costs as much arithmetic as the handful of passes of the
-    randomized route with some ``d / 16`` columns, and then needs no further reading; but some
-    twenty matrices d x d in each worker are too much for many features. Without a number of
-    components (`wanted` None) all eigenvalues are needed.
+    One pass that sums d x d products takes the time of the randomized route's passes at 1000
+    features for 20 components and at some 3000 for 100, on one core; but for all of its some
+    twenty such matrices in a worker there is memory in fewer cases: 0.3 GB at 1000 features and 0.9
+    GB at 2000. Without a number of components (`wanted` None) all eigenvalues are needed.
 
     Examples
     --------

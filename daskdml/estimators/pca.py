@@ -8,8 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
 
+from daskdml.estimators.base import is_out_of_core
 from daskdml.estimators.decomposition import RANDOMIZED, SOLVERS, SPECTRUM, Decomposition
+from daskdml.io.sources import as_source
+from daskdml.kernels.gaussian import LogDensity
 
 
 class PCA(Decomposition):
@@ -150,6 +154,55 @@ class PCA(Decomposition):
         self.noise_variance_ = left / (min(n, d) - k) if k < min(n, d) else 0.0
         self.n_components_, self.n_samples_ = k, n
         return self
+
+    def score_samples(self, X: Any, *, storage_options: Any = None, out: Any = None) -> Any:
+        """Log densities of rows (n,) under the probabilistic model; of X's kind, as `transform`.
+
+        Raises
+        ------
+        ValueError
+            If the components take all variance of fewer directions than there are features: rows
+            off them would have a density of 0.
+        """
+        return self._map(X, self._density(), storage_options, out)
+
+    def score(self, X: Any, y: Any = None, *, storage_options: Any = None) -> float:
+        """Mean log density of rows; one pass over what is not in memory."""
+        density = self._density()
+        if not is_out_of_core(X):
+            return float(np.mean(self._map(X, density, None, None)))
+        from daskdml.estimators.streaming import mean
+
+        source = as_source(X, None, None, storage_options)
+        self._check_features(source)
+        return mean(source, density)
+
+    def get_covariance(self) -> np.ndarray:
+        """Covariance (d, d) of the probabilistic model: of the components, and noise elsewhere."""
+        check_is_fitted(self)
+        V, noise = self.components_, self.noise_variance_
+        above = np.maximum(self.explained_variance_ - noise, 0.0)
+        return (V.T * above) @ V + noise * np.eye(V.shape[1])
+
+    def get_precision(self) -> np.ndarray:
+        """The inverse (d, d) of `get_covariance`; ValueError where it is singular."""
+        density = self._density()
+        V, (k, d) = density.components, density.components.shape
+        beyond = 1.0 / density.noise if k < d else 0.0
+        return (V.T * (1.0 / density.variances - beyond)) @ V + beyond * np.eye(d)
+
+    def _density(self) -> LogDensity:
+        check_is_fitted(self)
+        k, d = self.components_.shape
+        noise = float(self.noise_variance_)
+        variances = np.maximum(self.explained_variance_, noise)
+        tiny = d * float(np.finfo(np.float64).eps) * float(variances.max())
+        if (k < d and noise <= tiny) or variances.min() <= tiny:
+            raise ValueError(
+                f"the rows have no variance outside of {k} components or along one of them, so "
+                "the model has no density; keep fewer components"
+            )
+        return LogDensity(self.mean_, self.components_, variances, noise)
 
     def to_sklearn(self) -> Any:
         """The plain scikit-learn estimator with these components."""

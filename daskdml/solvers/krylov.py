@@ -217,13 +217,12 @@ def _certify(
         return Certificate(-captured, 0.0, PROVEN, True)
     outside = max(total - float(values.sum()), 0.0) + noise
     norms = np.sqrt(np.einsum("ij,ij->j", rest, rest))
+    coupling = _norm(rest[:, k:])  # that of fewer columns is no larger
     proven = estimate = np.inf
     tiny = max(noise, float(np.finfo(np.float64).tiny))
     for m in _splits(k, len(values)):
-        left = rest[:, m:]
         mu = outside
         if m < len(values):
-            coupling = float(np.linalg.norm(left, 2))
             mu = float(eigvalsh([[values[m], coupling], [coupling, outside]])[1])
             guess = float(values[m] + norms[m])
             estimate = min(estimate, _ky_fan(values[:m], rest[:, :m], guess, tiny, k) - captured)
@@ -242,10 +241,18 @@ def _splits(k: int, j: int) -> list[int]:
 def _ky_fan(values: np.ndarray, rest: np.ndarray, mu: float, tiny: float, k: int) -> float:
     """Upper bound of the sum of C's k largest eigenvalues; see `_certify`."""
     products, best = rest.T @ rest, np.inf
-    for e in (values[k - 1] - mu, max(np.sqrt(np.linalg.norm(products, 2)), tiny)):
+    for e in (values[k - 1] - mu, max(_norm(rest), tiny)):
         if e > 0:
             last = [len(values) - k, len(values) - 1]
             top = eigvalsh(np.diag(values) + products / e, subset_by_index=last)
             both = np.sort(np.append(top, np.full(k, mu + e)))[-k:]
             best = min(best, float(both.sum()))
     return best
+
+
+def _norm(A: np.ndarray) -> float:
+    """Spectral norm."""
+    if A.shape[1] == 0:
+        return 0.0
+    last = A.shape[1] - 1
+    return float(np.sqrt(max(eigvalsh(A.T @ A, subset_by_index=[last, last])[0], 0.0)))

@@ -187,6 +187,27 @@ def test_to_sklearn(model):
     np.testing.assert_allclose(plain.inverse_transform(Z), model.inverse_transform(Z))
 
 
+@pytest.mark.parametrize("n_components", [4, 12])
+def test_the_probabilistic_model(n_components, tmp_path):
+    """Densities, covariance and precision are scikit-learn's; scores of a store, too."""
+    ds = write_dataset(tmp_path / "a.zarr", X, chunks=700)
+    ours = PCA(n_components).fit(ds)
+    theirs = decomposition.PCA(n_components, svd_solver="full").fit(X)
+    for name in ("get_covariance", "get_precision"):
+        expected = getattr(theirs, name)()
+        np.testing.assert_allclose(
+            getattr(ours, name)(), expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max()
+        )
+    expected = theirs.score_samples(X)
+    np.testing.assert_allclose(ours.score_samples(X), expected, rtol=1e-7)
+    np.testing.assert_allclose(ours.score_samples(ds).compute(), expected, rtol=1e-7)
+    assert ours.score(X) == pytest.approx(theirs.score(X), rel=1e-9)
+    assert ours.score(ds) == pytest.approx(theirs.score(X), rel=1e-9)
+    flat = PCA(1).fit(np.outer(np.arange(5.0), [1.0, 2.0]))
+    with pytest.raises(ValueError, match="keep fewer components"):
+        flat.score(X[:, :2])
+
+
 def test_bad_input(tmp_path):
     """Too many components, one row, and values that are no numbers are said before or where."""
     ds = write_dataset(tmp_path / "a.zarr", X, chunks=700)

@@ -78,11 +78,11 @@ def bag_of_words():
 
 def topics(H, words=10):
     """Numbers of the words that weigh most in each component, as the file counts them, from 1."""
-    return [set((np.argsort(h)[::-1][:words] + 1).tolist()) for h in H]
+    return [(np.argsort(h)[::-1][:words] + 1).tolist() for h in H]
 
 
 def test_kos_bag_of_words(cluster, tmp_path, monkeypatch):
-    """NMF's error is no larger than scikit-learn's, and most topics have its ten largest words."""
+    """NMF's error is no larger than scikit-learn's, and topics share nine of ten words with its."""
     monkeypatch.setattr(daskdml.engine.run, "GROUP_BYTES", 1)
     X = bag_of_words()
     ds = write_dataset(tmp_path / "rows.zarr", X, chunks=300)
@@ -91,11 +91,13 @@ def test_kos_bag_of_words(cluster, tmp_path, monkeypatch):
     assert max(model.peak_memory_.values()) <= model.plan_.limit
     assert model.stationarity_ <= model.tol
     with threadpool_limits(1):
-        theirs = decomposition.NMF(10, random_state=0, init="nndsvda", max_iter=400).fit(X)
-    assert model.reconstruction_err_ <= theirs.reconstruction_err_ * 1.0005
+        theirs = decomposition.NMF(10, random_state=0, init="nndsvda", max_iter=400)
+        found = theirs.fit_transform(X) @ theirs.components_.astype("f8")
     W = model.transform(X)
     error = np.linalg.norm(X - W @ model.components_)
     assert error == pytest.approx(model.reconstruction_err_, rel=1e-6)
-    found = topics(theirs.components_)
-    shared = [max(len(ours & other) for other in found) for ours in topics(model.components_)]
-    assert np.median(shared) >= 8
+    assert error <= np.linalg.norm(X - found) * (1 + 1e-6)  # what it tells itself is float32's
+    for ours, other in zip(
+        sorted(topics(model.components_)), sorted(topics(theirs.components_)), strict=True
+    ):
+        assert len(set(ours) & set(other)) >= 9
