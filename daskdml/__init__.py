@@ -9,14 +9,15 @@ if TYPE_CHECKING:
     from daskdml.diagnostics.progress import ProgressBar as ProgressBar
     from daskdml.diagnostics.timeline import Timeline as Timeline
     from daskdml.engine.run import Engine as Engine
-    from daskdml.estimators.decomposition import PCA as PCA
-    from daskdml.estimators.decomposition import TruncatedSVD as TruncatedSVD
     from daskdml.estimators.factorization import MatrixFactorization as MatrixFactorization
     from daskdml.estimators.linear import LinearRegression as LinearRegression
     from daskdml.estimators.linear import LogisticRegression as LogisticRegression
     from daskdml.estimators.linear import Ridge as Ridge
+    from daskdml.estimators.nmf import NMF as NMF
+    from daskdml.estimators.pca import PCA as PCA
     from daskdml.estimators.sgd import SGDClassifier as SGDClassifier
     from daskdml.estimators.sgd import SGDRegressor as SGDRegressor
+    from daskdml.estimators.truncated_svd import TruncatedSVD as TruncatedSVD
 
 __version__ = "0.1.0"
 
@@ -25,13 +26,14 @@ _HOMES = {
     "LinearRegression": "daskdml.estimators.linear",
     "LogisticRegression": "daskdml.estimators.linear",
     "MatrixFactorization": "daskdml.estimators.factorization",
-    "PCA": "daskdml.estimators.decomposition",
+    "NMF": "daskdml.estimators.nmf",
+    "PCA": "daskdml.estimators.pca",
     "ProgressBar": "daskdml.diagnostics.progress",
     "Ridge": "daskdml.estimators.linear",
     "SGDClassifier": "daskdml.estimators.sgd",
     "SGDRegressor": "daskdml.estimators.sgd",
     "Timeline": "daskdml.diagnostics.timeline",
-    "TruncatedSVD": "daskdml.estimators.decomposition",
+    "TruncatedSVD": "daskdml.estimators.truncated_svd",
 }
 __all__ = ["__version__", *_HOMES]
 

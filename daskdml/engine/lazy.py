@@ -13,12 +13,12 @@ from zarr.core.sync import sync
 
 from daskdml.engine.graphs import Group
 from daskdml.engine.memory import Needs
-from daskdml.engine.run import Engine, explain
+from daskdml.engine.run import Engine
 from daskdml.io.arrays import create_array
 from daskdml.io.sources import AnySource, DaskSource, Source
 from daskdml.io.store import open_store, resolve_url, retrying
 from daskdml.kernels.block import Block
-from daskdml.kernels.targets import DataError
+from daskdml.kernels.targets import DataError, explain
 
 MIN_ROWS_BYTES = 4_000_000  # of rows read for one chunk of predictions
 
@@ -45,8 +45,7 @@ def _apply(X: np.ndarray, fn: Rows, start: int, name: str, names: Any) -> np.nda
     try:
         return fn(X)
     except DataError as error:
-        found = DataError(error.what, start + error.row, error.column)
-        raise ValueError(explain(found, name, names)) from None
+        raise ValueError(explain(error.later(start), name, names)) from None
 
 
 def lazy_rows(source: AnySource, fn: Rows) -> Any:

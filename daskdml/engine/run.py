@@ -18,7 +18,7 @@ from daskdml.engine.place import global_client
 from daskdml.engine.runners import Cluster, Inline, Runner, Threads, fit_name
 from daskdml.events import Callback, Event, Message, emit
 from daskdml.io.sources import AnySource
-from daskdml.kernels.targets import DataError
+from daskdml.kernels.targets import DataError, check_rows, explain
 
 GROUP_BYTES = 24_000_000  # rows that one task reads, where chunks are smaller
 SEGMENT_GROUPS = 256  # groups of one graph: what a lost worker can cost
@@ -296,17 +296,9 @@ class Data(Opened):
         earlier = [g for g in self.groups if g.stop <= error.row]
         if not earlier:
             return error
-        found, _ = self.map_reduce(tasks.FindBad(in_rows), "first-bad-row", earlier, parts)
+        check = (error.check or check_rows) if in_rows else None
+        found, _ = self.map_reduce(tasks.FindBad(check), "first-bad-row", earlier, parts)
         return found.error or error
-
-
-def explain(error: DataError, name: str, feature_names: Any) -> str:
-    """What is wrong with which row of the rows called `name`, and the cure."""
-    where = f"first in row {error.row}"
-    if error.column is not None:
-        column = "" if feature_names is None else f" ({feature_names[error.column]!r})"
-        where += f", column {error.column}{column}"
-    return f"{error.what}: {where} of {name}; mend or leave out such rows"
 
 
 def _batched(items: Sequence[Any], n: int) -> Iterator[list[Any]]:

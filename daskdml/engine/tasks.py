@@ -19,7 +19,7 @@ from daskdml.engine.place import compute_permit, leave_slot, tell, worker_name
 from daskdml.io import buffers
 from daskdml.io.dask_rows import DaskSource
 from daskdml.kernels.block import Block
-from daskdml.kernels.targets import DataError, check_rows, check_targets
+from daskdml.kernels.targets import DataError, check_targets
 
 if TYPE_CHECKING:
     from daskdml.io.sources import AnySource
@@ -195,7 +195,7 @@ def on_rows(fn: Callable[[Block], Any], block: Block) -> Any:
     try:
         return fn(block)
     except DataError as error:
-        raise DataError(error.what, block.start + error.row, error.column) from None
+        raise error.later(block.start) from None
 
 
 @dataclass(frozen=True)
@@ -212,19 +212,19 @@ class FirstBad:
 
 @dataclass(frozen=True)
 class FindBad:
-    """Block -> `FirstBad`, of X's values or of targets and weights."""
+    """Block -> `FirstBad`, of X's values by a check of them, or of targets and weights (None)."""
 
-    in_rows: bool
+    check: Callable[[np.ndarray], None] | None
 
     def __call__(self, block: Block) -> FirstBad:
         """Check the block."""
         try:
-            if self.in_rows:
-                check_rows(block.X)
-            else:
+            if self.check is None:
                 check_targets(block)
+            else:
+                self.check(block.X)
         except DataError as error:
-            return FirstBad(DataError(error.what, block.start + error.row, error.column))
+            return FirstBad(error.later(block.start))
         return FirstBad(None)
 
 

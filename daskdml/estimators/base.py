@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from daskdml.io.dataset import Dataset
 from daskdml.io.sources import AnySource, as_source
 from daskdml.kernels.predict import Predict, decide_labels, one_or_many
-from daskdml.kernels.targets import LabelSummary
+from daskdml.kernels.targets import DataError, LabelSummary, explain
 
 
 def is_out_of_core(X: Any) -> bool:
@@ -103,11 +103,19 @@ class LinearEstimator(BaseEstimator):
     ) -> Any:
         """``decide(scores)`` of the rows of X, of X's kind; streamed to a Zarr array with `out`."""
         check_is_fitted(self)
-        rows = Predict(*self._matrices(), decide)
+        return self._map(X, Predict(*self._matrices(), decide), storage_options, out)
+
+    def _map(
+        self, X: Any, rows: Callable[[np.ndarray], np.ndarray], storage_options: Any, out: Any
+    ) -> Any:
+        """``rows(X)`` of the rows of X, of X's kind; streamed to a Zarr array with `out`."""
         if not is_out_of_core(X):
             X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32], order="C")
             if out is None:
-                return rows(X)
+                try:
+                    return rows(X)
+                except DataError as error:
+                    raise ValueError(explain(error, "X", None)) from None
         is_url = isinstance(X, (str, os.PathLike))
         source = as_source(X, None, None, storage_options if is_url else None)
         self._check_features(source)

@@ -15,7 +15,6 @@ from daskdml.engine.memory import Needs
 from daskdml.engine.opened import Opened
 from daskdml.engine.run import Engine
 from daskdml.io.sources import AnySource
-from daskdml.kernels.covariance import SCATTER_SLAB, Scatter, scatter
 from daskdml.kernels.linear import Coordinates
 from daskdml.kernels.losses import Loss, Multinomial
 from daskdml.kernels.targets import LabelSummary, Targets
@@ -147,12 +146,3 @@ def pass_attributes(data: Opened) -> dict[str, Any]:
         "plan_": data.plan,
         "peak_memory_": data.peaks,
     }
-
-
-def find_scatter(source: AnySource, label: str) -> tuple[Scatter, dict[str, Any]]:
-    """Mean and scatter matrix of the rows from one pass, and the attributes that tell of it."""
-    d = source.n_features
-    needs = Needs(SCATTER_SLAB * d * source.dtype.itemsize + 4 * d * d * 8, d * d * 8)
-    with Engine.current().open(source, needs, once=True) as data:
-        found = data.single_pass(scatter, label, parts=("X",))
-    return found, pass_attributes(data)

@@ -10,6 +10,7 @@ from daskdml.engine.lazy import stream_rows
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Engine
 from daskdml.io.sources import AnySource
+from daskdml.kernels.gaussian import SLAB_BYTES, LogDensity, MeanOf
 from daskdml.kernels.predict import Codes, Predict, ScoreOf
 
 SCORE = 16  # bytes of one output's score of a row, and of a copy
@@ -24,6 +25,15 @@ def score(source: AnySource, rows: Predict, classification: bool) -> float:
     with Engine.current().open(source, Needs(row=row), once=True) as data:
         found = data.single_pass(ScoreOf(rows, classification), "score")
     return float(found.score)
+
+
+def mean(source: AnySource, rows: LogDensity) -> float:
+    """Mean of a number for each row, in one pass."""
+    row = SCORE * len(rows.components) + 4 * SCORE
+    needs = Needs(work=3 * SLAB_BYTES, row=row)
+    with Engine.current().open(source, needs, once=True) as data:
+        found = data.single_pass(MeanOf(rows), "score", parts=("X",))
+    return float(found.total / found.n)
 
 
 def stream(source: AnySource, rows: Any, out: str, options: dict[str, Any] | None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import eigh
 
 from daskdml.kernels.block import Block
 from daskdml.kernels.targets import check_rows
@@ -62,3 +63,48 @@ def scatter(block: Block) -> Scatter:
         check_rows(X)
     off = total / n
     return Scatter(n, shift + off, products - n * np.outer(off, off))
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Leading eigenpairs of the rows' scatter matrix, or of the matrix of their products.
+
+    Parameters
+    ----------
+    n : int
+        Rows.
+    mean : ndarray of shape (d,)
+    values : ndarray of shape (k,)
+        Largest eigenvalues, falling.
+    vectors : ndarray of shape (k, d)
+    total : float
+        Sum of all eigenvalues.
+    spread : float
+        Sum of the rows' squared deviations from their mean.
+    """
+
+    n: int
+    mean: np.ndarray
+    values: np.ndarray
+    vectors: np.ndarray
+    total: float
+    spread: float
+
+
+def spectrum(found: Scatter, centred: bool, k: int) -> Spectrum:
+    """The k leading eigenpairs, of the products of rows or of their deviations from the mean.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> found = scatter(Block(np.array([[1.0, 0.0], [3.0, 0.0]]), None, None))
+    >>> spectrum(found, True, 1).values, spectrum(found, False, 1).values
+    (array([2.]), array([10.]))
+    """
+    spread, d = float(np.trace(found.products)), len(found.mean)
+    C = found.products
+    if not centred:
+        C = C + found.n * np.outer(found.mean, found.mean)
+    values, vectors = eigh(C, subset_by_index=None if k == d else [d - k, d - 1])
+    values = np.maximum(values[::-1], 0.0)
+    return Spectrum(found.n, found.mean, values, vectors.T[::-1], float(np.trace(C)), spread)

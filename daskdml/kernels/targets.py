@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +14,30 @@ COUNTED = 1000  # range of integer labels up to which they are counted, not sort
 
 
 class DataError(ValueError):
-    """Rows that a fit cannot use; `row` counts from the block's first row."""
+    """Rows that a fit cannot use; `row` counts from the block's first row.
 
-    def __init__(self, what: str, row: int, column: int | None = None) -> None:
-        super().__init__(what, row, column)
-        self.what, self.row, self.column = what, row, column
+    `check` raises it for rows X that are no better, where that is not `check_rows`.
+    """
+
+    def __init__(
+        self, what: str, row: int, column: int | None = None,
+        check: Callable[[np.ndarray], None] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(what, row, column, check)
+        self.what, self.row, self.column, self.check = what, row, column, check
+
+    def later(self, rows: int) -> DataError:
+        """The same so many rows further on."""
+        return DataError(self.what, self.row + rows, self.column, self.check)
+
+
+def explain(error: DataError, name: str, feature_names: Any) -> str:
+    """What is wrong with which row of the rows called `name`, and the cure."""
+    where = f"first in row {error.row}"
+    if error.column is not None:
+        column = "" if feature_names is None else f" ({feature_names[error.column]!r})"
+        where += f", column {error.column}{column}"
+    return f"{error.what}: {where} of {name}; mend or leave out such rows"
 
 
 @dataclass(frozen=True)
@@ -175,3 +196,17 @@ def check_rows(X: np.ndarray) -> None:
             row, column = np.argwhere(~np.isfinite(slab))[0]
             kind = "NaN" if np.isnan(slab[row, column]) else "infinity"
             raise DataError(f"Input X contains {kind}", start + int(row), int(column))
+
+
+def check_nonnegative(X: np.ndarray) -> None:
+    """Raise `DataError` at the first negative value, NaN or infinity of X (n, d)."""
+    for start in range(0, X.shape[0], 4096):
+        slab = X[start : start + 4096]
+        if slab.min(initial=0) >= 0 and slab.max(initial=0) < np.inf:
+            continue
+        row, column = (int(at) for at in np.argwhere(~((slab >= 0) & (slab < np.inf)))[0])
+        if slab[row, column] < 0:
+            what = "Negative values in data passed to NMF"
+            raise DataError(what, start + row, column, check_nonnegative)
+        kind = "NaN" if np.isnan(slab[row, column]) else "infinity"
+        raise DataError(f"Input X contains {kind}", start + row, column, check_nonnegative)

@@ -138,6 +138,8 @@ class Report:
         Why the solver does not go on; None while it does.
     converged : bool
         Whether that is because its own criterion is met.
+    gradient : float or None
+        Norm of the projected gradient, where the problem is not convex and no gap is known.
     """
 
     label: str
@@ -147,18 +149,31 @@ class Report:
     solution: np.ndarray
     reason: str | None = None
     converged: bool = False
+    gradient: float | None = None
 
 
-class Solver(Protocol):
+class Objective(Protocol):
+    """What is minimised: a `Problem`, or what another solver takes for one."""
+
+    @property
+    def tiny(self) -> float:
+        """Values of the objective below it are round-off."""
+
+
+P_contra = TypeVar("P_contra", bound=Objective, contravariant=True)
+P = TypeVar("P", bound=Objective)
+
+
+class Solver(Protocol[P_contra]):
     """An algorithm: `start` makes its state, `step` is one pass (or epoch) of it."""
 
-    def needs(self, problem: Problem, data: Data) -> Needs:
+    def needs(self, problem: P_contra, data: Data) -> Needs:
         """Bytes that a pass holds beside its blocks."""
 
-    def start(self, problem: Problem, run: Run, theta: np.ndarray | None) -> Any:
+    def start(self, problem: P_contra, run: Run, theta: np.ndarray | None) -> Any:
         """State before the first step."""
 
-    def step(self, problem: Problem, run: Run, state: Any) -> tuple[Any, Report]:
+    def step(self, problem: P_contra, run: Run, state: Any) -> tuple[Any, Report]:
         """State after one step, and what it found."""
 
 
@@ -179,7 +194,7 @@ class RunOf(Generic[D]):
         """Add a report to the history and tell the callbacks."""
         c = report.certificate
         gap, relative = (None, None) if c is None else (c.gap, c.relative)
-        self.add(report.label, report.totals, report.objective, gap, relative)
+        self.add(report.label, report.totals, report.objective, gap, relative, report.gradient)
 
     def add(
         self, label: str, totals: PassTotals, objective: float | None, gap: float | None = None,
@@ -253,8 +268,8 @@ class Solution:
 
 
 def minimise(
-    problem: Problem,
-    solver: Solver,
+    problem: P,
+    solver: Solver[P],
     run: Run,
     tol: float,
     max_iter: int,

@@ -18,7 +18,7 @@ _PROOF = 2e9  # that Newton's method may take longer, for it proves its bounds
 
 def choose_solver(
     name: str, problem: Problem, sample: tuple[Group, ...], groups: tuple[Group, ...], itemsize: int
-) -> Solver:
+) -> Solver[Problem]:
     """The solver called `name`; "auto" takes Newton's method where its Hessians pay.
 
     Parameters

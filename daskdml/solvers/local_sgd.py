@@ -229,7 +229,7 @@ class LocalSGD:
 
     Parameters
     ----------
-    finish : Solver
+    finish : Solver[Problem]
         Newton or L-BFGS; makes at least the last of the steps.
     replicas : Replicas
     tol : float
@@ -240,7 +240,7 @@ class LocalSGD:
     .. [1] S. U. Stich, "Local SGD converges fast and communicates little", ICLR 2019.
     """
 
-    finish: Solver
+    finish: Solver[Problem]
     replicas: Replicas
     tol: float
     max_iter: int

@@ -24,7 +24,7 @@ class Record:
     read, decode, compute, wait, transfer : float
         Seconds of this pass, summed over workers.
     gradient : float or None
-        Norm of the gradient of f, where no bound of the distance to an optimum can be had.
+        Norm of the (projected) gradient, where the problem is not convex.
     validation : float or None
         Score of the ratings held out for early stopping.
     """

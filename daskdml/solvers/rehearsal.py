@@ -18,6 +18,7 @@ from daskdml.kernels.block import Block
 from daskdml.kernels.curvature import HessianProduct
 from daskdml.kernels.linear import Coordinates, LinearPass
 from daskdml.kernels.losses import Squared
+from daskdml.kernels.nmf import Coefficients, FactorRows
 from daskdml.kernels.ratings import RatingBlock
 from daskdml.kernels.sgd import SGDConfig, sgd_block
 from daskdml.kernels.targets import Targets
@@ -86,3 +87,14 @@ def rehearse_factors(model: Model, rules: tuple[Callable[..., Any], ...]) -> Non
             rule(U, V, block, 1, 0, 0)
         else:
             rule(U, V, block)
+
+
+def rehearse_nmf(dtype: np.dtype[Any]) -> None:
+    """Coefficients of a row.
+
+    Parameters
+    ----------
+    dtype : dtype
+        Of the rows.
+    """
+    FactorRows(Coefficients(np.ones((1, 1))))(Block(np.ones((1, 1), dtype), None, None))

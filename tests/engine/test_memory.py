@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from dask.utils import parse_bytes
 
-from daskdml import Engine, LogisticRegression, SGDClassifier
+from daskdml import NMF, PCA, Engine, LogisticRegression, SGDClassifier
 from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
 from daskdml.engine.run import Threads
 from daskdml.io import write_dataset
@@ -101,6 +101,9 @@ def test_workers_never_load_scikit_learn(tmp_path):
             assert model.score(ds) > 0.9
             model.predict(ds, out=str(tmp_path / f"{type(model).__name__}.zarr"))
             client.compute(model.predict_proba(ds)).result()
+        for model in (PCA(1, svd_solver="randomized"), NMF(2, tol=0.1)):
+            rows = write_dataset(tmp_path / f"{type(model).__name__}.zarr", X**2, chunks=100)
+            client.compute(model.fit_transform(rows)).result()
         loaded = client.run(lambda: {name.partition(".")[0] for name in sys.modules})
     assert not set.union(*loaded.values()) & {"sklearn", "pandas", "matplotlib"}
 
