@@ -11,10 +11,10 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit
 from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.extmath import svd_flip
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from daskdml.estimators.base import LinearEstimator, is_out_of_core
-from daskdml.io.sources import AnySource, as_source
+from daskdml.io.sources import as_source
 from daskdml.kernels.covariance import Scatter
 from daskdml.kernels.predict import Predict, as_they_are
 
@@ -30,7 +30,7 @@ class _Decomposition(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearEs
 
     def _scatter(self, X: Any, storage_options: Any, at_least: int) -> Scatter:
         """Of all rows; keeps what the pass took. Refuses too few rows before it reads any."""
-        source = self._rows(X, storage_options, at_least)
+        source = self._open(X, None, None, storage_options, ensure_min_samples=at_least)
         n, d = source.n_rows, source.n_features
         if n < at_least:
             raise ValueError(
@@ -47,16 +47,6 @@ class _Decomposition(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearEs
         found, attributes = find_scatter(source, f"{type(self).__name__.lower()}-covariance")
         self._keep(attributes)
         return found
-
-    def _rows(self, X: Any, storage_options: Any, at_least: int) -> AnySource:
-        if not is_out_of_core(X):
-            X = validate_data(
-                self, X, dtype=[np.float64, np.float32], order="C", ensure_min_samples=at_least
-            )
-            return as_source(X, None, None)
-        source = as_source(X, None, None, storage_options)
-        self._note_features(source)
-        return source
 
     def _wanted(self, n: int, d: int) -> tuple[int, int]:
         """How many components are asked for, at least, and how many there can be."""
