@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from daskdml.diagnostics.progress import ProgressBar as ProgressBar
     from daskdml.diagnostics.timeline import Timeline as Timeline
     from daskdml.engine.run import Engine as Engine
+    from daskdml.estimators.clustering import KMeans as KMeans
+    from daskdml.estimators.clustering import MiniBatchKMeans as MiniBatchKMeans
     from daskdml.estimators.decomposition import PCA as PCA
     from daskdml.estimators.decomposition import TruncatedSVD as TruncatedSVD
     from daskdml.estimators.linear import LinearRegression as LinearRegression
@@ -21,8 +23,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Engine": "daskdml.engine.run",
+    "KMeans": "daskdml.estimators.clustering",
     "LinearRegression": "daskdml.estimators.linear",
     "LogisticRegression": "daskdml.estimators.linear",
+    "MiniBatchKMeans": "daskdml.estimators.clustering",
     "PCA": "daskdml.estimators.decomposition",
     "ProgressBar": "daskdml.diagnostics.progress",
     "Ridge": "daskdml.estimators.linear",
