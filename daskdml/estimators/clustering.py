@@ -152,7 +152,7 @@ class KMeans(_Clusterer):
     """K-means clustering: Lloyd's algorithm in passes over the rows.
 
     Centers are sought on a sample of the rows, drawn from all of them in one pass and held in
-    memory: greedy k-means++ [1]_ and Lloyd's algorithm from `n_init` draws, of which the best end
+    memory: greedy k-means++ [1]_ and Lloyd's algorithm from several draws, of which the best end
     is where Lloyd's algorithm over all rows begins. So most steps are taken in memory, and few
     passes are left. The sample has at least 20,000 rows and 256 for each cluster, or as many as
     32 MB hold, but 20 for each cluster; smaller data is its own sample.
@@ -168,7 +168,8 @@ default="k-means++"
         How centers are drawn from the sample; an array is where Lloyd's algorithm over all rows
         begins, without a sample.
     n_init : int or "auto", default="auto"
-        Draws on the sample; "auto" makes 8.
+        Draws on the sample; "auto" goes on until three draws led to the best end, but to 32 at
+        most.
     max_iter : int, default=300
         Steps over all rows at most.
     tol : float, default=0.0001

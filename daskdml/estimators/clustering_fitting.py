@@ -17,7 +17,6 @@ from daskdml.io.sources import AnySource
 from daskdml.kernels.kmeans import Centers, ClusterSums
 from daskdml.solvers.base import Run, running
 from daskdml.solvers.kmeans import (
-    SEEDINGS,
     Descent,
     PassRows,
     draw_sample,
@@ -83,7 +82,7 @@ def _start(run: Run, task: ClusterTask) -> Walked:
     """Centers to start from, and the weights of the rows they are known to be means of."""
     if not isinstance(task.init, str):
         return Walked(task.init, np.zeros(task.n_clusters))
-    n_init = SEEDINGS if isinstance(task.n_init, str) else int(task.n_init)
+    n_init = None if isinstance(task.n_init, str) else int(task.n_init)
     sample = draw_sample(run, task.n_clusters, task.seed)
     found = seek_centers(sample, task.n_clusters, task.init, n_init, task.seed)
     return Walked(found.centers, found.stats.weights)

@@ -175,7 +175,9 @@ class Centers:
         rows = slab_rows(d, dtype.itemsize)
         T, products = np.empty((rows, d), dtype), np.empty((k, rows), dtype)
         best, second = np.empty(rows, dtype), np.empty(rows, dtype)
-        margin, halves = np.empty(rows), half.astype(dtype)
+        margin = np.empty(rows)
+        with np.errstate(over="ignore"):  # then float64 decides, row by row
+            halves = half.astype(dtype)
         info = np.finfo(dtype)
         # Each score's error: of the product, of rounding its factors, and of the half square.
         per_norm = (d + 8) * float(info.eps) / 2 * reach
@@ -187,7 +189,8 @@ class Centers:
             finite = _shift(part, shift, T[:m], margin, per_norm, least, limit, reach)
             if not finite:
                 check_rows(X)
-            S = np.matmul(W, T[:m].T, out=products[:, :m] if m == rows else None)
+            with np.errstate(over="ignore", invalid="ignore"):
+                S = np.matmul(W, T[:m].T, out=products if m == rows else None)
             _two_nearest(S, halves, best[:m], second[:m], nearest)
             _settle(part, C, S, halves, best, second, margin, nearest)
             yield _Slab(start, part, nearest)

@@ -23,11 +23,14 @@ SAMPLE_ROWS = 20_000  # at least, and 256 for each center, but no more than so m
 SAMPLE_BYTES = 32_000_000
 SAMPLE_STEPS = 100  # of Lloyd's algorithm on the sample, at most
 SAMPLE_TOL = 1e-4
-SEEDINGS = 8  # of which the best is taken, unless the user says how many
+DRAWS = 8  # of centers at a time, until the best end was reached by so many of them, or at most:
+AGREEING = 3
+MOST_DRAWS = 32
+SAME_END = 1e-4  # relative difference of inertia
 PARTS = ("X", "sample_weight")
 _SEEDS = 4  # a stream of random numbers, beside those of solvers.replicas
 
-DRAWS: dict[str, Callable[[Sample, int, int], np.ndarray]] = {
+DRAW: dict[str, Callable[[Sample, int, int], np.ndarray]] = {
     "k-means++": draw_apart,
     "random": draw_random,
 }
@@ -212,7 +215,7 @@ def draw_sample(run: Run, k: int, seed: int) -> Sample:
     return in_order(found, seed)
 
 
-def seek_centers(sample: Sample, k: int, how: str, n_init: int, seed: int) -> Descent:
+def seek_centers(sample: Sample, k: int, how: str, n_init: int | None, seed: int) -> Descent:
     """Lloyd's algorithm on a sample, from several draws of centers; the best of the ends.
 
     Parameters
@@ -220,15 +223,24 @@ def seek_centers(sample: Sample, k: int, how: str, n_init: int, seed: int) -> De
     sample : Sample
     k : int
     how : {"k-means++", "random"}
-    n_init : int
-        Draws.
+    n_init : int or None
+        Draws; None goes on until three of them led to the best end, but to 32 at most.
     seed : int
     """
-    seeds = generator(_SEEDS, seed).integers(2**31, size=n_init).tolist()
-    with ThreadPoolExecutor(min(n_init, len(os.sched_getaffinity(0)))) as pool:
-        ends = list(pool.map(partial(_seek_once, sample, k, how), seeds))
-    return min(ends, key=lambda end: end.stats.inertia)  # the first of several that are as good
+    most = MOST_DRAWS if n_init is None else n_init
+    seeds = generator(_SEEDS, seed).integers(2**31, size=most).tolist()
+    ends: list[Descent] = []
+    with ThreadPoolExecutor(min(most, len(os.sched_getaffinity(0)))) as pool:
+        while len(ends) < most:
+            drawn = seeds[len(ends) : len(ends) + DRAWS]
+            ends += pool.map(partial(_seek_once, sample, k, how), drawn)
+            best = min(ends, key=lambda end: end.stats.inertia)  # the first of equals
+            same = (1 + SAME_END) * best.stats.inertia
+            agreeing = sum(end.stats.inertia <= same for end in ends)
+            if n_init is None and agreeing >= AGREEING:
+                break
+    return best
 
 
 def _seek_once(sample: Sample, k: int, how: str, seed: int) -> Descent:
-    return lloyd(SampleRows(sample), DRAWS[how](sample, k, seed), SAMPLE_TOL, SAMPLE_STEPS)
+    return lloyd(SampleRows(sample), DRAW[how](sample, k, seed), SAMPLE_TOL, SAMPLE_STEPS)

@@ -9,7 +9,7 @@ import numpy as np
 from daskdml.engine.graphs import Group
 from daskdml.kernels.block import Block
 from daskdml.kernels.kmeans import Centers
-from daskdml.kernels.targets import row_weights
+from daskdml.kernels.targets import DataError, check_rows, row_weights
 from daskdml.solvers.base import Report, Run, Solution
 from daskdml.solvers.replicas import row_order, schedule
 
@@ -54,7 +54,11 @@ class WalkBatches:
         order = row_order(block.n_rows, group, self.seed, self.epoch)
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            found = Centers(centers).sums(block.X[batch], s[batch])
+            try:
+                found = Centers(centers).sums(block.X[batch], s[batch])
+            except DataError:
+                check_rows(block.X)
+                raise
             total = weights + found.weights
             step = found.sums - found.weights[:, None] * centers
             centers = centers + step / np.where(total > 0, total, 1.0)[:, None]
