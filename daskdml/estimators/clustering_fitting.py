@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -64,10 +64,14 @@ class Clustered:
 
 
 @contextmanager
-def _opened(source: AnySource, task: ClusterTask) -> Iterator[Run]:
-    """A planned run over the rows."""
+def _opened(
+    source: AnySource, task: ClusterTask, batch_size: int = 0, goes_on: bool = False
+) -> Iterator[Run]:
+    """A planned run over the rows, of which a batch is copied at a time."""
     held = pass_needs(task.n_clusters, source)
-    if isinstance(task.init, str):
+    batch = min(batch_size, source.n_rows) * source.row_nbytes
+    held = replace(held, work=held.work + batch)
+    if isinstance(task.init, str) and not goes_on:
         held = seeding_needs(task.n_clusters, source, held)
     engine = Engine.current()
     with (
@@ -98,7 +102,7 @@ def fit_kmeans(source: AnySource, task: ClusterTask, tol: float, max_iter: int) 
 
 def fit_minibatch(source: AnySource, task: ClusterTask, solver: MiniBatch) -> Clustered:
     """Centers from a sample, then epochs of mini-batches, and a pass for the inertia."""
-    with _opened(source, task) as run:
+    with _opened(source, task, solver.batch_size) as run:
         run.solution = solver(run, _start(run, task))
         stats = PassRows(run).sums(Centers(run.solution.theta))
     return Clustered(run.solution.theta, stats, _attributes(run), run.solution.state)
@@ -108,7 +112,7 @@ def walk_once(
     source: AnySource, task: ClusterTask, solver: MiniBatch, state: Walked | None
 ) -> tuple[Walked, dict[str, Any]]:
     """One epoch of mini-batches, from `state` or from centers sought among these rows."""
-    with _opened(source, task) as run:
+    with _opened(source, task, solver.batch_size, state is not None) as run:
         run.solution = solver(run, _start(run, task) if state is None else state)
     return run.solution.state, _attributes(run)
 

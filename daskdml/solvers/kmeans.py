@@ -230,6 +230,7 @@ def seek_centers(sample: Sample, k: int, how: str, n_init: int | None, seed: int
     most = MOST_DRAWS if n_init is None else n_init
     seeds = generator(_SEEDS, seed).integers(2**31, size=most).tolist()
     ends: list[Descent] = []
+    # Threads, not tasks: the sample lies in this process, and its kernels hold no lock.
     with ThreadPoolExecutor(min(most, len(os.sched_getaffinity(0)))) as pool:
         while len(ends) < most:
             drawn = seeds[len(ends) : len(ends) + DRAWS]
