@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import reports
-from benchmarks.data import W1, W2, W2_SCALED
+from benchmarks.data import BLOBS, W1, W2, W2_SCALED
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("out/benchmarks"))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    of = {"w2": W2, "w2-sgd": W2, "w2-scaled": W2_SCALED}
+    of = {"w2": W2, "w2-sgd": W2, "w2-scaled": W2_SCALED, "kmeans": BLOBS}
     names = list(reports.REPORTS) if args.what == "all" else [args.what]
     packages = ["daskdml", "numpy", "zarr", "dask", "scikit-learn", "numba"]
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)

@@ -144,6 +144,72 @@ def sklearn_pca(path: Path, n_components: int, incremental: bool) -> Result:
     return {"seconds": seconds, "components": pca.components_.tolist()}
 
 
+def _by_seed(seeds: int, fit: Any) -> Result:
+    """Seconds and inertia of a fit for each seed."""
+    times, inertias = [], []
+    for seed in range(seeds):
+        began = time.perf_counter()
+        inertias.append(float(fit(seed)))
+        times.append(time.perf_counter() - began)
+    spread = (min(times), max(times))
+    return {"seconds": float(np.median(times)), "spread": spread, "inertias": inertias}
+
+
+def daskdml_kmeans(path: Path, n_clusters: int, seeds: int, mini: bool) -> Result:
+    """daskdml's KMeans or MiniBatchKMeans from the store on a running cluster of two workers."""
+    import daskdml
+
+    kind = daskdml.MiniBatchKMeans if mini else daskdml.KMeans
+    passes = []
+
+    def fit(seed: int) -> float:
+        model = kind(n_clusters, random_state=seed).fit(str(path))
+        passes.append(model.n_passes_)
+        return model.inertia_
+
+    with _cluster(2) as (client, warm_up):
+        warm_up(lambda: kind(2), path)
+        with daskdml.Engine(client, "500MB"):
+            return {**_by_seed(seeds, fit), "passes": float(np.median(passes))}
+
+
+def sklearn_kmeans(path: Path, n_clusters: int, seeds: int) -> Result:
+    """scikit-learn's KMeans in memory."""
+    from sklearn.cluster import KMeans
+
+    X, _, load = _load(path)
+    found = _by_seed(seeds, lambda seed: KMeans(n_clusters, random_state=seed).fit(X).inertia_)
+    return {**found, "load": load}
+
+
+def sklearn_minibatch(path: Path, n_clusters: int, seeds: int) -> Result:
+    """One epoch of partial_fit with scikit-learn's MiniBatchKMeans, and scores, chunk by chunk."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    X, _ = _arrays(path)
+    starts = range(0, X.shape[0], X.chunks[0])
+
+    def fit(seed: int) -> float:
+        model = MiniBatchKMeans(n_clusters, random_state=seed)
+        for i in starts:
+            model.partial_fit(X[i : i + X.chunks[0]])
+        return -sum(model.score(X[i : i + X.chunks[0]]) for i in starts)
+
+    return _by_seed(seeds, fit)
+
+
+def dask_ml_kmeans(path: Path, n_clusters: int, seeds: int) -> Result:
+    """dask-ml's KMeans on two worker processes, its data persisted."""
+    import dask.array as da
+    from dask.distributed import Client, LocalCluster, wait
+    from dask_ml.cluster import KMeans
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as c, Client(c):
+        X = da.from_zarr(str(path / "X")).persist()
+        wait(X)
+        return _by_seed(seeds, lambda seed: KMeans(n_clusters, random_state=seed).fit(X).inertia_)
+
+
 def overlap(path: Path, rows: int) -> Result:
     """On one worker of one thread: a pass that reads, one that computes, one that does both."""
     import daskdml

@@ -83,6 +83,25 @@ class Workload:
         return path
 
 
+@dataclass(frozen=True)
+class Blobs(Workload):
+    """Rows of `classes` normal clusters of variance 1, in random order.
+
+    Their means are uniform in a box that reaches from -condition to condition.
+    """
+
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows and their clusters, a chunk at a time, float32 and int8."""
+        rng = np.random.default_rng(0)
+        shape = (self.classes, self.features)
+        means = rng.uniform(-self.condition, self.condition, shape).astype("f4")
+        for start in range(0, self.rows, self.chunk):
+            y = rng.integers(0, self.classes, min(self.chunk, self.rows - start))
+            noise = rng.standard_normal((len(y), self.features), dtype="f4")
+            yield means[y] + noise, y.astype("i1")
+
+
 W1 = Workload("w1", 4_000_000, 100, 2, 100.0)
 W2 = Workload("w2", 500_000, 784, 10, 1.0, chunk=12_500)
 W2_SCALED = Workload("w2-scaled", 500_000, 784, 10, 100.0, chunk=12_500)  # columns as W1's
+BLOBS = Blobs("blobs", 1_000_000, 100, 50, 10.0)

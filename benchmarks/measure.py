@@ -93,3 +93,16 @@ def covariance(path: Path) -> np.ndarray:
         total += rows.sum(axis=0)
         products += rows.T @ rows
     return products / n - np.outer(total / n, total / n)
+
+
+def inertia_of_labels(path: Path) -> float:
+    """Sum of squared distances of the rows X to the means of those with the same y, in float64."""
+    group = zarr.open_group(path, mode="r")
+    X, y = group["X"], group["y"][:]
+    k, d = int(y.max()) + 1, X.shape[1]
+    counts, sums, squares = np.bincount(y, minlength=k), np.zeros((k, d)), 0.0
+    for start in range(0, X.shape[0], X.chunks[0]):
+        rows = X[start : start + X.chunks[0]].astype(np.float64)
+        np.add.at(sums, y[start : start + len(rows)], rows)
+        squares += float(np.square(rows).sum())
+    return squares - float((np.square(sums).sum(axis=1) / counts).sum())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data import Workload
-from benchmarks.measure import covariance, median_run, objective, run_case
+from benchmarks.measure import covariance, inertia_of_labels, median_run, objective, run_case
 
 Row = dict[str, Any]
 GAP = 1e-6
@@ -121,6 +121,32 @@ def pca(work: Workload, folder: Path, runs: int) -> list[Row]:
     return rows
 
 
+def kmeans(work: Workload, folder: Path, runs: int) -> list[Row]:
+    """KMeans of the clusters that there are, over ten seeds (dask-ml three, for time).
+
+    Seconds are medians over the seeds; the gap is the median inertia above that of the true
+    clusters, and the case names the range of inertia as a multiple of it.
+    """
+    path = work.write(folder)
+    best = inertia_of_labels(path)
+    rows: list[Row] = []
+
+    def add(name: str, case: str, seeds: int = 10, **arguments: Any) -> None:
+        result = run_case(case, path=path, n_clusters=work.classes, seeds=seeds, **arguments)
+        ratios = np.array(result["inertias"]) / best
+        name += f"; inertia {ratios.min():.3f}x to {ratios.max():.3f}x"
+        _add(rows, name, {**result, "gap": float(np.median(ratios)) - 1})
+
+    _add_bare_reads(rows, path, runs)
+    add("daskdml KMeans, 1 GB for 2 workers", "daskdml_kmeans", mini=False)
+    add("daskdml MiniBatchKMeans, 1 GB for 2 workers", "daskdml_kmeans", mini=True)
+    add("scikit-learn KMeans, in memory", "sklearn_kmeans")
+    add("scikit-learn MiniBatchKMeans, one epoch of the same chunks", "sklearn_minibatch")
+    if importlib.util.find_spec("dask_ml"):
+        add("dask-ml KMeans, persisted", "dask_ml_kmeans", seeds=3)
+    return rows
+
+
 def growth(work: Workload, folder: Path, runs: int) -> list[Row]:
     """The same fit on more rows, in more chunks, and on one worker and two."""
     rows: list[Row] = []
@@ -156,6 +182,7 @@ REPORTS: dict[str, Callable[[Workload, Path, int], list[Row]]] = {
     "w2-scaled": second_order,
     "w2-sgd": sgd,
     "pca": pca,
+    "kmeans": kmeans,
     "growth": growth,
     "overlap": overlapping,
 }

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from daskdml.diagnostics.progress import ProgressBar as ProgressBar
     from daskdml.diagnostics.timeline import Timeline as Timeline
     from daskdml.engine.run import Engine as Engine
+    from daskdml.estimators.clustering import KMeans as KMeans
+    from daskdml.estimators.clustering import MiniBatchKMeans as MiniBatchKMeans
     from daskdml.estimators.factorization import MatrixFactorization as MatrixFactorization
     from daskdml.estimators.linear import LinearRegression as LinearRegression
     from daskdml.estimators.linear import LogisticRegression as LogisticRegression
@@ -23,9 +25,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Engine": "daskdml.engine.run",
+    "KMeans": "daskdml.estimators.clustering",
     "LinearRegression": "daskdml.estimators.linear",
     "LogisticRegression": "daskdml.estimators.linear",
     "MatrixFactorization": "daskdml.estimators.factorization",
+    "MiniBatchKMeans": "daskdml.estimators.clustering",
     "NMF": "daskdml.estimators.nmf",
     "PCA": "daskdml.estimators.pca",
     "ProgressBar": "daskdml.diagnostics.progress",

@@ -1,4 +1,4 @@
-"""What every linear estimator shares: input of any kind, fitted attributes, lazy prediction."""
+"""What estimators share: input of any kind, fitted attributes, lazy prediction."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from daskdml.io.sources import AnySource, as_source
 from daskdml.kernels.predict import Predict, decide_labels, one_or_many
 from daskdml.kernels.targets import DataError, LabelSummary, explain
 
+Rows = Callable[[np.ndarray], np.ndarray]
+
 
 def is_out_of_core(X: Any) -> bool:
     """Whether X is a Dataset, a URL, a Zarr array or a Dask collection, rather than in memory."""
@@ -26,43 +28,32 @@ def is_out_of_core(X: Any) -> bool:
     return module in {"dask", "zarr", "dask_expr"}
 
 
-class LinearEstimator(BaseEstimator):
-    """Base of the linear estimators; `_decide` turns scores (n, K) into predictions."""
+class RowsEstimator(BaseEstimator):
+    """Base of all estimators: rows of any kind go in, and what is made of them comes out."""
 
-    coef_: np.ndarray
-    intercept_: Any
-    classes_: np.ndarray
-
-    def _source(
+    def _open(
         self,
         X: Any,
         y: Any,
         sample_weight: Any,
         storage_options: dict[str, Any] | None,
         reset: bool = True,
+        **checks: Any,
     ) -> AnySource:
-        """The checked data of a fit; sets `n_features_in_` and `feature_names_in_`.
+        """The checked rows of a fit; sets `n_features_in_` and `feature_names_in_`.
 
-        Without `reset`, the data must have the features that are already known.
+        Without `reset`, the rows must have the features that are already known. `checks` are those
+        of scikit-learn's `validate_data`, for rows in memory.
         """
         if is_out_of_core(X):
             source = as_source(X, y, sample_weight, storage_options)
-            if not source.has_y:
-                raise ValueError(
-                    f"{source.name} has no targets, which fit needs; pass y, or write the data set "
-                    "with daskdml.io.write_dataset(url, X, y)"
-                )
             (self._note_features if reset else self._check_features)(source)
             return source
+        checks = {"dtype": [np.float64, np.float32], "order": "C", "reset": reset, **checks}
         if y is None:
-            raise ValueError(
-                f"{type(self).__name__} requires y to be passed, but the target y is None"
-            )
-        kind = self.__sklearn_tags__().estimator_type
-        X, y = validate_data(
-            self, X, y, dtype=[np.float64, np.float32], order="C", y_numeric=kind == "regressor",
-            reset=reset,
-        )  # fmt: skip
+            X = validate_data(self, X, **checks)
+        else:
+            X, y = validate_data(self, X, y, **checks)
         if sample_weight is not None:
             from sklearn.utils.validation import _check_sample_weight
 
@@ -89,26 +80,14 @@ class LinearEstimator(BaseEstimator):
                 setattr(plain, name, getattr(self, name))
         return plain
 
-    def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
-        """Coefficients (K, d) and intercepts (K,)."""
-        coef = np.atleast_2d(self.coef_)
-        return coef, np.broadcast_to(np.asarray(self.intercept_, dtype=float), (len(coef),))
-
-    def _apply(
+    def _apply_rows(
         self,
         X: Any,
-        decide: Callable[[np.ndarray], np.ndarray],
+        rows: Rows,
         storage_options: dict[str, Any] | None = None,
         out: str | None = None,
     ) -> Any:
-        """``decide(scores)`` of the rows of X, of X's kind; streamed to a Zarr array with `out`."""
-        check_is_fitted(self)
-        return self._map(X, Predict(*self._matrices(), decide), storage_options, out)
-
-    def _map(
-        self, X: Any, rows: Callable[[np.ndarray], np.ndarray], storage_options: Any, out: Any
-    ) -> Any:
-        """``rows(X)`` of the rows of X, of X's kind; streamed to a Zarr array with `out`."""
+        """``rows(X)``, of X's kind; streamed to a Zarr array with `out`."""
         if not is_out_of_core(X):
             X = validate_data(self, X, reset=False, dtype=[np.float64, np.float32], order="C")
             if out is None:
@@ -142,6 +121,53 @@ class LinearEstimator(BaseEstimator):
                 f"{list(names)[:5]}..., got {list(source.feature_names)[:5]}...; reorder or "
                 "rename the columns"
             )
+
+
+class LinearEstimator(RowsEstimator):
+    """Base of the linear estimators: coefficients make scores, and scores predictions."""
+
+    coef_: np.ndarray
+    intercept_: Any
+    classes_: np.ndarray
+
+    def _source(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        storage_options: dict[str, Any] | None,
+        reset: bool = True,
+    ) -> AnySource:
+        """The checked data of a fit, with targets; see `_open`."""
+        if y is None and not is_out_of_core(X):
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None"
+            )
+        numeric = self.__sklearn_tags__().estimator_type == "regressor"
+        source = self._open(X, y, sample_weight, storage_options, reset, y_numeric=numeric)
+        if not source.has_y:
+            raise ValueError(
+                f"{source.name} has no targets, which fit needs; pass y, or write the data set "
+                "with daskdml.io.write_dataset(url, X, y)"
+            )
+        return source
+
+    def _matrices(self) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients (K, d) and intercepts (K,)."""
+        coef = np.atleast_2d(self.coef_)
+        return coef, np.broadcast_to(np.asarray(self.intercept_, dtype=float), (len(coef),))
+
+    def _apply(
+        self,
+        X: Any,
+        decide: Callable[[np.ndarray], np.ndarray],
+        storage_options: dict[str, Any] | None = None,
+        out: str | None = None,
+    ) -> Any:
+        """``decide(scores)`` of the rows of X, of X's kind; streamed to a Zarr array with `out`."""
+        check_is_fitted(self)
+        rows = Predict(*self._matrices(), decide)
+        return self._apply_rows(X, rows, storage_options, out)
 
 
 class ScoreMixin:

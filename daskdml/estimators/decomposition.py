@@ -12,7 +12,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import svd_flip
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from daskdml.estimators.base import LinearEstimator, is_out_of_core
 from daskdml.io.sources import AnySource, as_source
@@ -60,18 +60,12 @@ class Components(ClassNamePrefixFeaturesOutMixin, TransformerMixin, LinearEstima
 
     def _rows(self, X: Any, storage_options: Any, at_least: int) -> AnySource:
         """The checked rows of a fit; refuses too few before it reads any."""
-        if not is_out_of_core(X):
-            X = validate_data(
-                self, X, dtype=[np.float64, np.float32], order="C", ensure_min_samples=at_least
-            )
-            return as_source(X, None, None)
-        source = as_source(X, None, None, storage_options)
+        source = self._open(X, None, None, storage_options, ensure_min_samples=at_least)
         if source.n_rows < at_least:
             raise ValueError(
                 f"{source.name} has {source.n_rows} row(s), while a minimum of {at_least} is "
                 f"required by {type(self).__name__}"
             )
-        self._note_features(source)
         return source
 
     def _scale(self) -> np.ndarray:

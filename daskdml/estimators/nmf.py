@@ -173,7 +173,7 @@ class NMF(Components):
         """
         check_is_fitted(self)
         l1, l2 = self._row_penalty(self.n_features_in_)
-        return self._map(X, Coefficients(self.components_, l1, l2), storage_options, out)
+        return self._apply_rows(X, Coefficients(self.components_, l1, l2), storage_options, out)
 
     def to_sklearn(self) -> Any:
         """The plain scikit-learn estimator with these components.

@@ -164,13 +164,13 @@ class PCA(Decomposition):
             If the components take all variance of fewer directions than there are features: rows
             off them would have a density of 0.
         """
-        return self._map(X, self._density(), storage_options, out)
+        return self._apply_rows(X, self._density(), storage_options, out)
 
     def score(self, X: Any, y: Any = None, *, storage_options: Any = None) -> float:
         """Mean log density of rows; one pass over what is not in memory."""
         density = self._density()
         if not is_out_of_core(X):
-            return float(np.mean(self._map(X, density, None, None)))
+            return float(np.mean(self._apply_rows(X, density)))
         from daskdml.estimators.streaming import mean
 
         source = as_source(X, None, None, storage_options)

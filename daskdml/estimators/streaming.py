@@ -11,7 +11,9 @@ from daskdml.engine.memory import Needs
 from daskdml.engine.run import Engine
 from daskdml.io.sources import AnySource
 from daskdml.kernels.gaussian import SLAB_BYTES, LogDensity, MeanOf
+from daskdml.kernels.kmeans import Centers, SumsOf
 from daskdml.kernels.predict import Codes, Predict, ScoreOf
+from daskdml.solvers.kmeans import PARTS, pass_needs
 
 SCORE = 16  # bytes of one output's score of a row, and of a copy
 
@@ -44,3 +46,10 @@ def stream(source: AnySource, rows: Any, out: str, options: dict[str, Any] | Non
         classes = rows.decide.keywords["classes"]
         rows, names = Codes(rows, classes), [str(c) for c in classes]
     return stream_rows(Engine.current(), source, rows, names, out, options)
+
+
+def inertia(source: AnySource, centers: Centers) -> float:
+    """Weighted sum of squared distances of rows to their nearest centers, in one pass."""
+    needs = pass_needs(len(centers.centers), source)
+    with Engine.current().open(source, needs, once=True) as data:
+        return float(data.single_pass(SumsOf(centers), "score", parts=PARTS).inertia)

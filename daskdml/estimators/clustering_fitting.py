@@ -1,0 +1,124 @@
+"""From a clusterer's parameters to a run. Imported by `fit` alone: it needs Dask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from daskdml.engine.memory import Needs
+from daskdml.engine.run import Engine
+from daskdml.estimators.fitting import run_attributes
+from daskdml.io.sources import AnySource
+from daskdml.kernels.kmeans import Centers, ClusterSums
+from daskdml.solvers.base import Run, running
+from daskdml.solvers.kmeans import (
+    Descent,
+    PassRows,
+    draw_sample,
+    lloyd,
+    pass_needs,
+    rehearse,
+    seeding_needs,
+    seek_centers,
+)
+from daskdml.solvers.minibatch import MiniBatch, Walked
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterTask:
+    """What to fit, in an estimator's terms.
+
+    Parameters
+    ----------
+    label : str
+        Name on the dashboard.
+    n_clusters : int
+    init : {"k-means++", "random"} or ndarray of shape (n_clusters, d)
+    n_init : int or "auto"
+    seed : int
+    began : float
+        When `fit` was called, by ``time.perf_counter()``.
+    """
+
+    label: str
+    n_clusters: int
+    init: str | np.ndarray
+    n_init: int | str
+    seed: int
+    began: float
+
+
+@dataclass(frozen=True, eq=False)
+class Clustered:
+    """What a fit leaves behind."""
+
+    centers: np.ndarray
+    stats: ClusterSums
+    attributes: dict[str, Any]
+    state: Walked | None = None
+
+
+@contextmanager
+def _opened(
+    source: AnySource, task: ClusterTask, batch_size: int = 0, goes_on: bool = False
+) -> Iterator[Run]:
+    """A planned run over the rows, of which a batch is copied at a time."""
+    held = pass_needs(task.n_clusters, source)
+    batch = min(batch_size, source.n_rows) * source.row_nbytes
+    held = replace(held, work=held.work + batch)
+    if isinstance(task.init, str) and not goes_on:
+        held = seeding_needs(task.n_clusters, source, held)
+    engine = Engine.current()
+    with (
+        engine.open(source, Needs()) as data,
+        running(data, task.label, task.began) as run,
+    ):
+        data.require(held, partial(rehearse, source.dtype))
+        yield run
+
+
+def _start(run: Run, task: ClusterTask) -> Walked:
+    """Centers to start from, and the weights of the rows they are known to be means of."""
+    if not isinstance(task.init, str):
+        return Walked(task.init, np.zeros(task.n_clusters))
+    n_init = None if isinstance(task.n_init, str) else int(task.n_init)
+    sample = draw_sample(run, task.n_clusters, task.seed)
+    found = seek_centers(sample, task.n_clusters, task.init, n_init, task.seed)
+    return Walked(found.centers, found.stats.weights)
+
+
+def fit_kmeans(source: AnySource, task: ClusterTask, tol: float, max_iter: int) -> Clustered:
+    """Centers from a sample, then Lloyd's algorithm over all rows."""
+    with _opened(source, task) as run:
+        found: Descent = lloyd(PassRows(run), _start(run, task).centers, tol, max_iter)
+        run.solution = found.solution
+    return Clustered(found.centers, found.stats, _attributes(run))
+
+
+def fit_minibatch(source: AnySource, task: ClusterTask, solver: MiniBatch) -> Clustered:
+    """Centers from a sample, then epochs of mini-batches, and a pass for the inertia."""
+    with _opened(source, task, solver.batch_size) as run:
+        run.solution = solver(run, _start(run, task))
+        stats = PassRows(run).sums(Centers(run.solution.theta))
+    return Clustered(run.solution.theta, stats, _attributes(run), run.solution.state)
+
+
+def walk_once(
+    source: AnySource, task: ClusterTask, solver: MiniBatch, state: Walked | None
+) -> tuple[Walked, dict[str, Any]]:
+    """One epoch of mini-batches, from `state` or from centers sought among these rows."""
+    with _opened(source, task, solver.batch_size, state is not None) as run:
+        run.solution = solver(run, _start(run, task) if state is None else state)
+    return run.solution.state, _attributes(run)
+
+
+def _attributes(run: Run) -> dict[str, Any]:
+    assert run.solution is not None
+    attributes = run_attributes(run, run.data, run.solution)
+    del attributes["certificate_"]
+    return attributes
