@@ -20,7 +20,7 @@ from daskdml.io.factors import FactorStore, FactorTable, StoredFactors
 from daskdml.io.ratings import Ratings, Side, Walk
 from daskdml.solvers.als import ALS, SolveRows
 from daskdml.solvers.base import running
-from daskdml.solvers.dsgd import DSGD, Steps
+from daskdml.solvers.dsgd import DSGD, EXTRA, Steps, WithSums
 from daskdml.solvers.factorization import (
     ErrorsOf,
     FirstFactors,
@@ -87,15 +87,14 @@ def _fit(
 ) -> tuple[tuple[FactorTable, FactorTable], dict[str, Any]]:
     model, stop, paired = task.model, task.stop, task.solver == "sgd"
     tiles, replicas = _tiles(ratings, task.n_replicas, paired, store is not None)
-    als, dsgd = ALS(), DSGD(task.learning_rate, stop.max_iter, task.staleness)
+    als, dsgd = ALS(), DSGD(task.learning_rate, task.staleness)
     gram = np.zeros((model.k, model.k)) if model.implicit else None
-    rule = Steps(model, dsgd.rates, ratings.grid) if paired else SolveRows(model, gram)
-    rehearse = partial(rehearse_factors, model, (rule, ErrorsOf(model.mean)))
-    needs = _needs(ratings, model, tiles, paired, store is not None)
+    rule = Steps(model, task.learning_rate) if paired else SolveRows(model, gram)
+    rehearse = partial(rehearse_factors, model, (rule, ErrorsOf(model.k, model.mean)))
+    width = model.width + EXTRA * paired
+    needs = _needs(ratings, model, tiles, width, paired, store is not None)
     with (
-        Sweeps(
-            Engine.current(), ratings, tiles, model.width, needs, store, paired, rehearse
-        ) as data,
+        Sweeps(Engine.current(), ratings, tiles, width, needs, store, paired, rehearse) as data,
         running(data, f"factorization-{task.solver}", task.began) as run,
     ):
         if task.validation is not None:
@@ -103,7 +102,8 @@ def _fit(
         solution = factorize(model, dsgd if paired else als, data, run, stop, _start(data, task))
         data.settle(*solution.state)
         users, items = solution.state
-        tables = _table(data, "user", users), _table(data, "item", items)
+        k = model.width
+        tables = _table(data, "user", users, k), _table(data, "item", items, k)
     last = run.history[-1]
     return tables, {
         "stop_reason_": solution.reason,
@@ -138,10 +138,11 @@ def _tiles(
 
 
 def _needs(
-    ratings: Ratings, model: Model, tiles: dict[Walk, list[Any]], paired: bool, in_store: bool
-) -> Needs:
+    ratings: Ratings, model: Model, tiles: dict[Walk, list[Any]], width: int, paired: bool,
+    in_store: bool,
+) -> Needs:  # fmt: skip
     """Bytes of factors and equations that a worker process holds."""
-    row = model.width * model.dtype.itemsize
+    row = width * model.dtype.itemsize
     largest = [max(t.rows for t in side) * row for side in tiles.values()]
     equations = 0 if paired else ALS().needs(model).work
     if in_store:
@@ -163,22 +164,25 @@ def _start(data: Sweeps, task: FactorTask) -> tuple[Held, Held]:
             side: Side = data.ratings.users if walk == "user" else data.ratings.items
             table = task.known[number]
             init = KnownFactors(init, table, table.side.find(side.ids), side.bounds)
+        if task.solver == "sgd":
+            init = WithSums(init, data.ratings, walk, task.model.power)
         made.append(data.make(walk, init, f"{walk}-factors"))
     return made[0], made[1]
 
 
 def _rmse(data: Sweeps, task: FactorTask, users: Held, items: Held) -> float:
-    rule = ErrorsOf(task.model.mean)
+    rule = ErrorsOf(task.model.k, task.model.mean)
     found, totals = data.score(rule, users, items, "validation", task.validation)
     data.end_pass("validation", totals)
     return float(found.rmse)
 
 
-def _table(data: Sweeps, walk: Walk, held: Held) -> FactorTable:
+def _table(data: Sweeps, walk: Walk, held: Held, columns: int) -> FactorTable:
     side: Side = data.ratings.users if walk == "user" else data.ratings.items
     if held.name is None or data.store is None:
-        return sorted_table(FactorTable(side, data.fetch(held)))
+        rows = data.fetch(held)[:, :columns]
+        return sorted_table(FactorTable(side, rows, columns))
     sizes = tuple(np.diff(side.bounds).tolist())
-    rows = StoredFactors(data.store, held.name, 0, sizes, data.width)
+    stored = StoredFactors(data.store, held.name, 0, sizes, data.width)
     data.store.note(**{walk: held.name})
-    return FactorTable(side, rows)
+    return FactorTable(side, stored, columns)

@@ -16,8 +16,9 @@ from daskdml.io.factors import FactorTable
 from daskdml.io.ratings import Ratings, open_ratings
 from daskdml.io.split import draw_seed
 
-REG = {"als": 0.1, "sgd": 0.05}
-IMPLICIT_REG = 0.01
+REG = {"count": 0.1, "sqrt": 1.3, "none": 14.0}  # docs/benchmarks.md: what suits MovieLens
+IMPLICIT_REG = {"count": 0.2, "sqrt": 3.0, "none": 30.0}
+POWER = {"count": 1.0, "sqrt": 0.5, "none": 0.0}
 MAX_ITER = {"als": 15, "sgd": 20}
 
 
@@ -29,8 +30,8 @@ class MatrixFactorization(Recommender, BaseEstimator):
     (``fit(..., factors_url=)``).
 
     Explicit feedback: the prediction for user u and item i is ``mean + b_u + b_i + w_u . w_i``, and
-    ``sum (r - prediction)^2 + reg * sum c (|w|^2 + b^2)`` over ratings and rows is minimised, where
-    c is the row's number of ratings (``reg_scaling="count"`` [1]_) or 1. Implicit feedback [2]_:
+    ``sum (r - prediction)^2 + reg * sum s (|w|^2 + b^2)`` over ratings and rows is minimised, where
+    s is a power of the row's number of ratings (`reg_scaling`). Implicit feedback [2]_:
     the score is ``w_u . w_i``, and ``sum c (p - score)^2 + reg * sum ...`` over all pairs, with p =
     1 and c = 1 + alpha r for the rated ones, else 0 and 1.
 
@@ -49,10 +50,11 @@ class MatrixFactorization(Recommender, BaseEstimator):
     biases : bool, default=True
         Whether users and items have biases, for explicit feedback.
     reg : float or None, default=None
-        Penalty; None means 0.1 for "als", 0.05 for "sgd" and 0.01 for implicit feedback, which suit
-        ``reg_scaling="count"``.
-    reg_scaling : {"count", "none"}, default="count"
-        Whether the penalty of a row counts once for each of its ratings.
+        Penalty; None takes one that suits MovieLens: 1.3 for ``reg_scaling="sqrt"``, 0.1 for
+        "count", 14 for "none"; for implicit feedback 3, 0.2 and 30.
+    reg_scaling : {"sqrt", "count", "none"}, default="sqrt"
+        How often the penalty of a row with c ratings counts: sqrt(c), c [1]_ or 1 times. On
+        MovieLens the root predicts best (docs/benchmarks.md).
     nonnegative : bool, default=False
         Whether factors may not be negative (biases may).
     alpha : float, default=1.0
@@ -71,8 +73,9 @@ class MatrixFactorization(Recommender, BaseEstimator):
         That part.
     n_iter_no_change : int, default=2
         Sweeps without a better RMSE, after which to stop.
-    learning_rate : float, default=0.03
-        First step size of "sgd"; it falls along a line to nearly 0 in the last sweep.
+    learning_rate : float, default=0.1
+        Step size of "sgd" at a row's first rating; it falls with the row's sum of squared
+        gradients.
     n_replicas : int or None, default=None
         Tiles of a stratum, which "sgd" works on at once; part of the algorithm, so it is chosen by
         the number of ratings, not by the cluster.
@@ -122,7 +125,7 @@ class MatrixFactorization(Recommender, BaseEstimator):
         "feedback": [StrOptions({"explicit", "implicit"})],
         "biases": ["boolean"],
         "reg": [Interval(Real, 0, None, closed="left"), None],
-        "reg_scaling": [StrOptions({"count", "none"})],
+        "reg_scaling": [StrOptions({"count", "sqrt", "none"})],
         "nonnegative": ["boolean"],
         "alpha": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left"), None],
@@ -145,7 +148,7 @@ class MatrixFactorization(Recommender, BaseEstimator):
         feedback: str = "explicit",
         biases: bool = True,
         reg: float | None = None,
-        reg_scaling: str = "count",
+        reg_scaling: str = "sqrt",
         nonnegative: bool = False,
         alpha: float = 1.0,
         max_iter: int | None = None,
@@ -154,7 +157,7 @@ class MatrixFactorization(Recommender, BaseEstimator):
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 2,
-        learning_rate: float = 0.03,
+        learning_rate: float = 0.1,
         n_replicas: int | None = None,
         staleness: int = 0,
         warm_start: bool = False,
@@ -285,7 +288,7 @@ class MatrixFactorization(Recommender, BaseEstimator):
         if mean is None:
             mean = 0.0 if implicit else train.mean()
         model = Model(
-            self.n_components, mean, self._reg(), self.reg_scaling == "count",
+            self.n_components, mean, self._reg(), POWER[self.reg_scaling],
             self.biases and not implicit, self.nonnegative, implicit, self.alpha, seed,
             ratings.dtype,
         )  # fmt: skip
@@ -301,7 +304,7 @@ class MatrixFactorization(Recommender, BaseEstimator):
     def _reg(self) -> float:
         if self.reg is not None:
             return float(self.reg)
-        return IMPLICIT_REG if self.feedback == "implicit" else REG[self.solver]
+        return (IMPLICIT_REG if self.feedback == "implicit" else REG)[self.reg_scaling]
 
 
 def as_ratings(X: Any, options: Any, seed: int) -> Ratings:

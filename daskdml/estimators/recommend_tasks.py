@@ -258,7 +258,7 @@ class ErrorsOfBlocks:
     def __call__(self, j: int) -> Errors:
         """Errors of one column of blocks."""
         users, items = self.tables
-        rule, total = ErrorsOf(self.model.mean), Errors(0.0, 0.0, 0)
+        rule, total = ErrorsOf(self.model.k, self.model.mean), Errors(0.0, 0.0, 0)
         V = items.take(items.side.find(_block_ids(self.test.items, j)))
         for i in range(self.test.grid[0]):
             U = users.take(users.side.find(_block_ids(self.test.users, i)))
@@ -306,7 +306,7 @@ def fold_in(ratings: Ratings, model: Model, items: FactorTable) -> FactorTable:
             gram += w.T @ w
     old = np.zeros((len(indptr) - 1, model.width), model.dtype)
     rows, _ = SolveRows(model, gram)(old, list(blocks()))
-    return FactorTable(Side(ratings.users.ids, np.array([0, len(rows)])), rows)
+    return FactorTable(Side(ratings.users.ids, np.array([0, len(rows)])), rows, model.width)
 
 
 def _values(ratings: Ratings, items: Side) -> np.ndarray:

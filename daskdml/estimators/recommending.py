@@ -64,7 +64,7 @@ class Recommender:
 
     def _rows(self, side: int) -> Any:
         table = self._table(side)
-        return table.rows if table.in_memory else table.to_dask(self._model.width)
+        return table.rows if table.in_memory else table.to_dask()
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_tables")
@@ -311,7 +311,7 @@ def sorted_table(table: FactorTable) -> FactorTable:
         return table
     order = table.side.order
     bounds = np.append(np.arange(0, len(order), BLOCK), len(order))
-    return FactorTable(Side(table.side.ids[order], bounds), table.rows[order])
+    return FactorTable(Side(table.side.ids[order], bounds), table.rows[order], table.columns)
 
 
 def merged(old: FactorTable, new: FactorTable) -> FactorTable:
@@ -320,4 +320,4 @@ def merged(old: FactorTable, new: FactorTable) -> FactorTable:
     ids = np.concatenate([old.side.ids[kept], new.side.ids])
     assert isinstance(old.rows, np.ndarray) and isinstance(new.rows, np.ndarray)
     rows = np.concatenate([old.rows[kept], new.rows])
-    return sorted_table(FactorTable(Side(ids, np.array([0, len(ids)])), rows))
+    return sorted_table(FactorTable(Side(ids, np.array([0, len(ids)])), rows, old.columns))

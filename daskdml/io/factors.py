@@ -144,10 +144,13 @@ class FactorTable:
         Ids, and where blocks begin.
     rows : ndarray of shape (n, width) or StoredFactors
         In the order of the ids.
+    columns : int
+        Numbers of a row that count; a solver may have stored more behind them.
     """
 
     side: Side
     rows: np.ndarray | StoredFactors
+    columns: int
 
     def __len__(self) -> int:
         return len(self.side)
@@ -162,7 +165,8 @@ class FactorTable:
         start, stop = self.side.bounds[number : number + 2]
         if isinstance(self.rows, np.ndarray):
             return self.rows[start:stop]
-        return replace(self.rows, first=number, sizes=(int(stop - start),)).load()
+        rows = replace(self.rows, first=number, sizes=(int(stop - start),)).load()
+        return rows[:, : self.columns]
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Number of the first row of each block, and its rows; one at a time."""
@@ -175,26 +179,25 @@ class FactorTable:
             out = self.rows[places]
             out[places < 0] = 0
             return out
-        out = np.zeros((len(places), self.rows.width), self.rows.store.array(self.rows.name).dtype)
+        out = np.zeros((len(places), self.columns), self.rows.store.array(self.rows.name).dtype)
         of = np.searchsorted(self.side.bounds, places, side="right") - 1
         for number in np.unique(of[places >= 0]):
             here = np.flatnonzero((of == number) & (places >= 0))
             out[here] = self.block(number)[places[here] - self.side.bounds[number]]
         return out
 
-    def to_dask(self, columns: int) -> Any:
-        """The first columns as a Dask array over the store, a chunk for each block."""
+    def to_dask(self) -> Any:
+        """A Dask array over the store, a chunk for each block."""
         import dask.array as da
 
         assert isinstance(self.rows, StoredFactors)
         sizes = tuple(np.diff(self.side.bounds).tolist())
         dtype = self.rows.store.array(self.rows.name).dtype
         return da.map_blocks(
-            _block_of, name=f"factors-{tokenize(self.rows, columns)}", dtype=dtype,
-            chunks=(sizes, (columns,)), meta=np.empty((0, columns), dtype), table=self,
-            columns=columns,
+            _block_of, name=f"factors-{tokenize(self.rows)}", dtype=dtype,
+            chunks=(sizes, (self.columns,)), meta=np.empty((0, self.columns), dtype), table=self,
         )  # fmt: skip
 
 
-def _block_of(block_id: tuple[int, ...], table: FactorTable, columns: int) -> np.ndarray:
-    return table.block(block_id[0])[:, :columns]
+def _block_of(block_id: tuple[int, ...], table: FactorTable) -> np.ndarray:
+    return table.block(block_id[0])

@@ -473,6 +473,20 @@ class Ratings:
                 times = times[self._keep("user", i, j, stored)[0]]
             yield times[(times >= low) & (times <= high)]
 
+    def counts(self, walk: Walk, block: int) -> np.ndarray:
+        """Number of ratings of each user (or item) of a block, (rows,) int64."""
+        side = self._stored.side(walk)
+        rows = int(side.bounds[block + 1] - side.bounds[block])
+        total = np.zeros(rows, np.int64)
+        for other in range(self.grid[walk == "user"]):
+            i, j = (block, other) if walk == "user" else (other, block)
+            if self.parts:
+                indptr = self.read(walk, i, j)[0].indptr
+            else:
+                indptr, _ = self._part(walk, "indptr", i, j, rows + 1)
+            total += np.diff(indptr)
+        return total
+
     def count(self) -> int:
         """Number of ratings; those of a part are counted in a scan."""
         return self._sums[0]

@@ -1,7 +1,7 @@
 """Factors of rating blocks: normal equations of rows, their solutions, sweeps of SGD, predictions.
 
 A row of factors is ``(w_1 ... w_k, b)``: factors, and the bias, which stays 0 where the model has
-none. Prediction of user u for item i: ``mean + b_u + b_i + w_u . w_i``.
+none; SGD keeps more behind them. Prediction of user u for item i: ``mean + b_u + b_i + w_u . w_i``.
 """
 
 from __future__ import annotations
@@ -145,12 +145,12 @@ def _rank(A, G, F, m, have):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True, fastmath=True)
-def solve_rows(A, b, count, reg, by_count, n_nonnegative, X, found):  # type: ignore[no-untyped-def]
+def solve_rows(A, b, count, reg, power, n_nonnegative, X, found):  # type: ignore[no-untyped-def]
     """Solve ``(A + reg I) x = b`` for each row, from its old x in X, which is overwritten.
 
     `found` (3, n) gets, in float64, the squared norm of each row's gradient at the old x; at the
-    new one ``x' A x - 2 b x + reg |x|^2``, and its last term alone. `reg` counts once for each
-    rating where `by_count`. The first `n_nonnegative` unknowns may not be negative. Rows without
+    new one ``x' A x - 2 b x + reg |x|^2``, and its last term alone. `reg` counts
+    ``count ** power`` times. The first `n_nonnegative` unknowns may not be negative. Rows without
     ratings become 0.
     """
     n, m = b.shape
@@ -161,7 +161,7 @@ def solve_rows(A, b, count, reg, by_count, n_nonnegative, X, found):  # type: ig
             X[row, :m] = 0
             found[:, row] = 0
             continue
-        lam = reg * count[row] if by_count else reg
+        lam = reg * np.float64(count[row]) ** power
         M = A[row]
         for a in range(m):
             M[a, a] += X.dtype.type(lam)
@@ -260,49 +260,60 @@ def _descend(M, b, old, x, m, k, sweeps):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True, fastmath=True)
 def sgd_block(  # type: ignore[no-untyped-def]
-    indptr, indices, values, order, U, V, mean, step, reg_u, reg_v, biases, nonnegative
+    indptr, indices, values, order, U, V, k, mean, rate, reg, biases, nonnegative
 ):
     """Stochastic gradient steps for the ratings of a block, its rows in the order given.
 
-    `reg_u` and `reg_v` are penalties that each rating's step counts. Gives the sum of squared
-    errors, each before its step. Fast math lets the sums over the factors run in
-    vector registers; the rows of one user stay in the first-level cache for all its ratings.
+    Rows are ``(w_1 ... w_k, b, G, H, c)``: G and H are the sums of the mean squared gradients of
+    the factors and of squared gradients of the bias, by whose roots the rate is divided; ``reg c``
+    is the penalty that each rating counts. Gives the sum of squared errors, each before its step.
+
+    The gradient's square is reckoned from ``u . v``, ``|u|^2`` and ``|v|^2``, which one loop sums:
+    so each rating takes two loops over the factors, which fast math puts into vector registers.
+    The rows of one user stay in the first-level cache for all its ratings.
     """
-    k = U.shape[1] - 1
     total = 0.0
-    keep_u, keep_v = 1 - step * reg_u, 1 - step * reg_v
+    zero, one, share = rate * 0, rate / rate, rate / rate / k
     for n in range(len(order)):
         row = order[n]
         u = U[row]
         for at in range(indptr[row], indptr[row + 1]):
             v = V[indices[at]]
-            e = values[at] - mean
+            uv, uu, vv = zero, zero, zero
+            for a in range(k):
+                uv += u[a] * v[a]
+                uu += u[a] * u[a]
+                vv += v[a] * v[a]
+            e = values[at] - mean - uv
             if biases:
                 e -= u[k] + v[k]
-            s = e * 0
-            for a in range(k):
-                s += u[a] * v[a]
-            e -= s
             total += np.float64(e) * np.float64(e)
-            se = step * e
+            lu, lv = reg * u[k + 3], reg * v[k + 3]
+            su, sv = rate / np.sqrt(u[k + 1]), rate / np.sqrt(v[k + 1])
+            u[k + 1] += share * (e * e * vv - 2 * e * lu * uv + lu * lu * uu)
+            v[k + 1] += share * (e * e * uu - 2 * e * lv * uv + lv * lv * vv)
+            keep_u, keep_v = one - su * lu, one - sv * lv
+            su, sv = su * e, sv * e
             for a in range(k):
                 old = u[a]
-                u[a] = keep_u * old + se * v[a]
-                v[a] = keep_v * v[a] + se * old
+                u[a] = keep_u * old + su * v[a]
+                v[a] = keep_v * v[a] + sv * old
             if nonnegative:
                 for a in range(k):
-                    u[a] = max(u[a], e * 0)
-                    v[a] = max(v[a], e * 0)
+                    u[a] = max(u[a], zero)
+                    v[a] = max(v[a], zero)
             if biases:
-                u[k] = keep_u * u[k] + se
-                v[k] = keep_v * v[k] + se
+                gu, gv = e - lu * u[k], e - lv * v[k]
+                u[k] += rate / np.sqrt(u[k + 2]) * gu
+                v[k] += rate / np.sqrt(v[k + 2]) * gv
+                u[k + 2] += gu * gu
+                v[k + 2] += gv * gv
     return total
 
 
 @nb.njit(cache=True, nogil=True, fastmath=True)
-def predict_block(indptr, indices, U, V, mean, out):  # type: ignore[no-untyped-def]
+def predict_block(indptr, indices, U, V, k, mean, out):  # type: ignore[no-untyped-def]
     """Predictions for the pairs of a block."""
-    k = U.shape[1] - 1
     for row in range(len(indptr) - 1):
         u = U[row]
         for at in range(indptr[row], indptr[row + 1]):

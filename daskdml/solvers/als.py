@@ -84,7 +84,7 @@ class SolveRows:
             for block, factors in blocks:
                 self._add(equations, block, lo, factors)
             solve_rows(
-                equations.A, equations.b, equations.count, model.reg, model.by_count, positive,
+                equations.A, equations.b, equations.count, model.reg, model.power, positive,
                 new[rows], found[:, rows],
             )  # fmt: skip
             const[rows] = equations.const

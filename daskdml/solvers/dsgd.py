@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from daskdml.engine.sweeps import Held, Sweeps
+from daskdml.io.ratings import Ratings, Walk
 from daskdml.kernels.factors import sgd_block
 from daskdml.kernels.ratings import RatingBlock
 from daskdml.solvers.factorization import Model, Sweep
 
+EXTRA = 3  # numbers behind a row's factors and bias: see `sgd_block`
+
+
+@dataclass(frozen=True)
+class WithSums:
+    """First rows of a block, with what SGD keeps behind the factors and the bias.
+
+    Parameters
+    ----------
+    first : callable
+        ``(block, rows) -> (rows, k + 1)``.
+    ratings : Ratings
+    walk : {"user", "item"}
+    power : float
+        Of the model.
+    """
+
+    first: Callable[[int, int], np.ndarray]
+    ratings: Ratings
+    walk: Walk
+    power: float
+
+    def __call__(self, block: int, rows: int) -> np.ndarray:
+        """Rows (rows, k + 4); those without ratings are 0."""
+        factors = self.first(block, rows)
+        counts = self.ratings.counts(self.walk, block).astype(np.float64)
+        factors[counts == 0] = 0
+        ones = np.ones((rows, EXTRA), factors.dtype)
+        ones[:, -1] = np.maximum(counts, 1) ** (self.power - 1)
+        return np.concatenate([factors, ones], axis=1)
+
 
 @dataclass(frozen=True)
 class Steps:
-    """Factors of a block of users and of items, changed in place by its ratings.
+    """Rows of a block of users and of items, changed in place by its ratings.
 
     Parameters
     ----------
     model : Model
-    rates : tuple of float
-        Step sizes of the sweeps.
-    grid : tuple of int
-        Blocks of users and of items: a row is visited so many times in a sweep.
+    rate : float
+        Step size of a row's first rating.
     """
 
     model: Model
-    rates: tuple[float, ...]
-    grid: tuple[int, int]
+    rate: float
 
     def __call__(
         self, U: np.ndarray, V: np.ndarray, block: RatingBlock, t: int, i: int, j: int
@@ -39,23 +69,19 @@ class Steps:
         """
         m, one = self.model, U.dtype.type
         order = np.random.default_rng([m.seed, 2, t, i, j]).permutation(len(U))
-        step = self.rates[t - 1]
-        reg = one(m.reg if m.by_count else 0.0)
-        if not m.by_count:
-            U *= one(1 - step * m.reg / self.grid[1])
-            V *= one(1 - step * m.reg / self.grid[0])
         squares = sgd_block(
-            block.indptr, block.indices, block.values, order, U, V, one(m.mean), one(step),
-            reg, reg, m.biases, m.nonnegative,
+            block.indptr, block.indices, block.values, order, U, V, m.k, one(m.mean),
+            one(self.rate), one(m.reg), m.biases, m.nonnegative,
         )  # fmt: skip
         return float(squares) + m.reg * self._penalty(U, V, block)
 
     def _penalty(self, U: np.ndarray, V: np.ndarray, block: RatingBlock) -> float:
-        of_users, of_items = (np.einsum("rk,rk->r", W, W, dtype=np.float64) for W in (U, V))
-        if not self.model.by_count:
-            return float(of_users.sum() / self.grid[1] + of_items.sum() / self.grid[0])
-        columns = np.bincount(block.indices, minlength=len(V))
-        return float(np.diff(block.indptr) @ of_users + columns @ of_items)
+        counts = np.diff(block.indptr), np.bincount(block.indices, minlength=len(V))
+        total = 0.0
+        for W, n in zip((U, V), counts, strict=True):
+            w = W[:, : self.model.width]
+            total += float(np.einsum("rk,rk,r,r->", w, w, W[:, -1], n, dtype=np.float64))
+        return total
 
 
 @dataclass(frozen=True)
@@ -65,16 +91,16 @@ class DSGD:
     In stratum s of n, replica k works on tile (k, (k + s) mod n): no two replicas touch the same
     users or items. No barrier stands between strata: a tile starts when its two factors are free.
     With ``staleness=s`` it starts from the items' factors of s strata before, and its change is
-    added to the newest ones [2]_.
+    added to the newest ones [2]_. Each row's step size falls with the sum of its squared gradients
+    [3]_.
 
     The objective in the history is the running one: of the errors that ratings had before their own
     steps.
 
     Parameters
     ----------
-    learning_rate : float
-        Step size of the first sweep; it falls along a line, to nearly 0 in the last one.
-    max_iter : int
+    rate : float
+        Step size of a row's first rating.
     staleness : int
 
     References
@@ -83,25 +109,21 @@ class DSGD:
        Stochastic Gradient Descent", KDD 2011.
     .. [2] Ho et al., "More Effective Distributed ML via a Stale Synchronous Parallel Parameter
        Server", NIPS 2013.
+    .. [3] Chin, Zhuang, Juan, Lin, "A Learning-rate Schedule for Stochastic Gradient Methods to
+       Matrix Factorization", PAKDD 2015.
     """
 
-    learning_rate: float
-    max_iter: int
+    rate: float
     staleness: int = 0
 
     name: ClassVar[str] = "dsgd"
     paired: ClassVar[bool] = True
 
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """Step sizes of the sweeps."""
-        return tuple(self.learning_rate * (1 - t / self.max_iter) for t in range(self.max_iter))
-
     def sweep(
         self, model: Model, data: Sweeps, t: int, users: Held, items: Held, state: Any
     ) -> tuple[Sweep, Any]:
         """All strata of a sweep."""
-        rule = Steps(model, self.rates, data.ratings.grid)
+        rule = Steps(model, self.rate)
         found, users, items, totals = data.strata(
             rule, t, users, items, self.staleness, "dsgd-sweep"
         )

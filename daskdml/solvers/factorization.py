@@ -1,7 +1,7 @@
 """What matrix factorization minimises, and the loop over sweeps that its solvers share.
 
 Explicit feedback: ``f = sum over ratings (r - mean - b_u - b_i - w_u . w_i)^2 + reg * sum over rows
-c (|w|^2 + b^2)``, where c is the row's number of ratings (Zhou et al. 2008) or 1. Implicit
+s (|w|^2 + b^2)``, where s is a power of the row's number of ratings (1: Zhou et al. 2008). Implicit
 feedback: ``f = sum over all pairs c (p - w_u . w_i)^2 + reg * ...`` with p = 1 and c = 1 + alpha r
 for rated pairs, else p = 0 and c = 1 (Hu et al. 2008).
 """
@@ -34,8 +34,8 @@ class Model:
     mean : float
         Of the ratings; 0 where the model has none.
     reg : float
-    by_count : bool
-        Whether `reg` counts once for each rating of a row.
+    power : float
+        A row with c ratings has the penalty ``reg * c ** power``.
     biases, nonnegative, implicit : bool
     alpha : float
         Of implicit feedback.
@@ -47,7 +47,7 @@ class Model:
     k: int
     mean: float
     reg: float
-    by_count: bool
+    power: float
     biases: bool
     nonnegative: bool
     implicit: bool
@@ -57,7 +57,7 @@ class Model:
 
     @property
     def width(self) -> int:
-        """Numbers in a row: the factors and the bias."""
+        """Numbers in a row of the fitted model: the factors and the bias."""
         return self.k + 1
 
     @property
@@ -149,13 +149,14 @@ class Errors:
 class ErrorsOf:
     """Factors and a block of ratings -> `Errors`."""
 
+    k: int
     mean: float
 
     def __call__(self, U: np.ndarray, V: np.ndarray, block: RatingBlock) -> Errors:
         """Errors of the block's predictions."""
         predicted = np.empty(block.nnz, U.dtype)
         mean = U.dtype.type(self.mean)
-        predict_block(block.indptr, block.indices, U, V, mean, predicted)
+        predict_block(block.indptr, block.indices, U, V, self.k, mean, predicted)
         error = predicted.astype(np.float64) - block.values
         return Errors(float(error @ error), float(np.abs(error).sum()), block.nnz)
 

@@ -24,7 +24,7 @@ from daskdml.kernels.sgd import SGDConfig, sgd_block
 from daskdml.kernels.targets import Targets
 from daskdml.solvers.als import SolveRows
 from daskdml.solvers.base import Problem, SolveOf, StatsOf
-from daskdml.solvers.dsgd import Steps
+from daskdml.solvers.dsgd import EXTRA, Steps
 from daskdml.solvers.factorization import FirstFactors, Model
 from daskdml.solvers.local_sgd import Iterate, Walk
 
@@ -84,7 +84,8 @@ def rehearse_factors(model: Model, rules: tuple[Callable[..., Any], ...]) -> Non
         if isinstance(rule, SolveRows):
             rule(U, [(block, V)])
         elif isinstance(rule, Steps):
-            rule(U, V, block, 1, 0, 0)
+            ones = np.ones((1, EXTRA), model.dtype)
+            rule(np.append(U, ones, axis=1), np.append(V, ones, axis=1), block, 1, 0, 0)
         else:
             rule(U, V, block)
 

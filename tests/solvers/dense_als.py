@@ -26,7 +26,7 @@ def objective(model, R, known, U, V):
         P = P + model.mean + U[:, k:] + V[:, k:].T
         f = ((R - P)[known] ** 2).sum()
     for W, counts in ((U, known.sum(1)), (V, known.sum(0))):
-        f += model.reg * ((counts if model.by_count else counts > 0) @ (W**2).sum(axis=1))
+        f += model.reg * (np.where(counts > 0, counts**model.power, 0) @ (W**2).sum(axis=1))
     return f
 
 
@@ -45,7 +45,7 @@ def half_step(model, R, known, U, V):
             F = np.c_[V[have, :k], np.ones(have.sum())][:, :m]
             t = R[row, have] - model.mean - V[have, k] * model.biases
             A, b = F.T @ F, F.T @ t
-        A = A + model.reg * (have.sum() if model.by_count else 1) * np.eye(m)
+        A = A + model.reg * have.sum() ** model.power * np.eye(m)
         if model.nonnegative:
             L = np.linalg.cholesky(A)
             least = np.where(np.arange(m) < k, 0, -np.inf)

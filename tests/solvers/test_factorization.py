@@ -14,19 +14,20 @@ from daskdml.io import convert_ratings
 from daskdml.kernels.factors import sgd_block
 from daskdml.solvers.als import ALS
 from daskdml.solvers.base import running
-from daskdml.solvers.dsgd import DSGD
+from daskdml.solvers.dsgd import DSGD, EXTRA, WithSums
 from daskdml.solvers.factorization import ErrorsOf, FirstFactors, Model, Stopping, factorize
 from tests.solvers.dense_als import dense_parts, gradient, half_step, objective
 
-PLAIN = Model(4, 0.0, 0.05, True, True, False, False, 1.0, 0, np.dtype(np.float64))
+PLAIN = Model(4, 0.0, 0.05, 1.0, True, False, False, 1.0, 0, np.dtype(np.float64))
 KINDS = {
     "explicit": PLAIN,
     "no biases": replace(PLAIN, biases=False),
-    "no scaling": replace(PLAIN, by_count=False, reg=0.5),
+    "no scaling": replace(PLAIN, power=0.0, reg=0.5),
+    "root": replace(PLAIN, power=0.5, reg=0.2),
     "nonnegative": replace(PLAIN, nonnegative=True),
     "nonnegative, no biases": replace(PLAIN, nonnegative=True, biases=False),
     "implicit": replace(PLAIN, biases=False, implicit=True, alpha=3.0),
-    "implicit, no scaling": replace(PLAIN, biases=False, implicit=True, by_count=False),
+    "implicit, no scaling": replace(PLAIN, biases=False, implicit=True, power=0.0),
     "implicit, nonnegative": replace(PLAIN, biases=False, implicit=True, nonnegative=True),
 }
 
@@ -43,16 +44,19 @@ def run(ratings, model, solver, sweeps, tiles, runner=None, tol=0.0):
     """Fit from the model's first factors; gives history, first and last factors, by side."""
     cut = {"user": cut_tiles(ratings.users.bounds, tiles),
            "item": cut_tiles(ratings.items.bounds, tiles)}  # fmt: skip
+    width = model.width + EXTRA * solver.paired
     with (
-        Sweeps(Engine(runner), ratings, cut, model.width, Needs(), None, solver.paired) as data,
+        Sweeps(Engine(runner), ratings, cut, width, Needs(), None, solver.paired) as data,
         running(data, "test", time.perf_counter()) as fit,
     ):
-        start = tuple(
-            data.make(walk, FirstFactors(model, side), "first")
-            for side, walk in enumerate(("user", "item"))
-        )
+        start = []
+        for side, walk in enumerate(("user", "item")):
+            first = FirstFactors(model, side)
+            if solver.paired:
+                first = WithSums(first, ratings, walk, model.power)
+            start.append(data.make(walk, first, "first"))
         first = [data.fetch(side).copy() for side in start]
-        found = factorize(model, solver, data, fit, Stopping(sweeps, tol), start)
+        found = factorize(model, solver, data, fit, Stopping(sweeps, tol), tuple(start))
         return fit.history, first, [data.fetch(side) for side in found.state], found
 
 
@@ -100,43 +104,42 @@ def test_tiles_do_not_change_als(tmp_path):
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def serial(ratings, model, rates, U, V):
-    """One pass after the other over the blocks, in the order of the strata, in float64."""
-    for t, rate in enumerate(rates, 1):
+def serial(ratings, model, rate, sweeps, U, V):
+    """One loop over the blocks' ratings, in the order of the strata, with AdaGrad's step sizes."""
+    k = model.k
+    for t in range(1, sweeps + 1):
         n, m = ratings.grid
         for shift in range(m):
             for i in range(n):
                 j = (i + shift) % m
                 block, _ = ratings.read("user", i, j)
-                rows = slice(*ratings.users.bounds[i : i + 2])
-                columns = slice(*ratings.items.bounds[j : j + 2])
-                order = np.random.default_rng([model.seed, 2, t, i, j]).permutation(
-                    rows.stop - rows.start
-                )
-                if not model.by_count:
-                    U[rows] *= 1 - rate * model.reg / m
-                    V[columns] *= 1 - rate * model.reg / n
-                reg = model.reg if model.by_count else 0.0
-                for row in order:
+                first = int(ratings.users.bounds[i]), int(ratings.items.bounds[j])
+                rows = len(block.indptr) - 1
+                for row in np.random.default_rng([model.seed, 2, t, i, j]).permutation(rows):
                     for at in range(block.indptr[row], block.indptr[row + 1]):
-                        u, v = U[rows.start + row], V[columns.start + block.indices[at]]
-                        e = block.values[at] - model.mean - u[:-1] @ v[:-1] - u[-1] - v[-1]
-                        du, dv = np.append(e * v[:-1], e), np.append(e * u[:-1], e)
-                        u += rate * (du - reg * u)
-                        v += rate * (dv - reg * v)
-                        if model.nonnegative:
-                            u[:-1], v[:-1] = np.maximum(u[:-1], 0), np.maximum(v[:-1], 0)
+                        u, v = U[first[0] + row], V[first[1] + block.indices[at]]
+                        e = block.values[at] - model.mean - u[:k] @ v[:k] - u[k] - v[k]
+                        steps = []
+                        for own, other in ((u, v), (v, u)):
+                            reg = model.reg * own[k + 3]
+                            steps.append((e * other[:k] - reg * own[:k], e - reg * own[k]))
+                        for own, (g, h) in zip((u, v), steps, strict=True):
+                            own[:k] += rate / np.sqrt(own[k + 1]) * g
+                            own[k] += rate / np.sqrt(own[k + 2]) * h
+                            own[k + 1] += (g @ g) / k
+                            own[k + 2] += h * h
+                            if model.nonnegative:
+                                own[:k] = np.maximum(own[:k], 0)
 
 
-@pytest.mark.parametrize("kind", ["explicit", "no scaling", "nonnegative"])
+@pytest.mark.parametrize("kind", ["explicit", "root", "no scaling", "nonnegative"])
 @pytest.mark.parametrize("tiles", [1, 3])
 def test_dsgd_equals_serial_sgd(kind, tiles, tmp_path):
     """Strata worked on at once give what one loop over their ratings gives."""
     ratings = made(tmp_path, grid=(3, 3))
     model = replace(KINDS[kind], mean=ratings.mean())
-    solver = DSGD(0.05, 3)
-    _, (U, V), found, _ = run(ratings, model, solver, 3, tiles, Threads(2))
-    serial(ratings, model, solver.rates, U, V)
+    _, (U, V), found, _ = run(ratings, model, DSGD(0.1), 3, tiles, Threads(2))
+    serial(ratings, model, 0.1, 3, U, V)
     assert np.allclose(found[0], U, atol=1e-12) and np.allclose(found[1], V, atol=1e-12)
 
 
@@ -144,10 +147,10 @@ def test_staleness_changes_little(tmp_path):
     """Changes made from stale factors, and added to the newest, end near the serial fit."""
     ratings = made(tmp_path, grid=(4, 4))
     model = replace(PLAIN, mean=ratings.mean())
-    rule = ErrorsOf(model.mean)
+    rule = ErrorsOf(model.k, model.mean)
     reached = []
     for staleness in (0, 1, 2):
-        _, _, (U, V), _ = run(ratings, model, DSGD(0.05, 20, staleness), 20, 4, Inline())
+        _, _, (U, V), _ = run(ratings, model, DSGD(0.1, staleness), 20, 4, Inline())
         total = None
         for i, j in np.ndindex(ratings.grid):
             rows = slice(*ratings.users.bounds[i : i + 2])
@@ -164,23 +167,25 @@ def test_steps_that_are_too_long_are_told(tmp_path):
     ratings = made(tmp_path)
     model = replace(PLAIN, mean=ratings.mean())
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
-        run(ratings, model, DSGD(50.0, 5), 5, 1)
+        run(ratings, model, DSGD(1e200), 5, 1)
 
 
 def test_sgd_step_is_the_gradient():
-    """A step changes factors by the gradient of half of a rating's share of f."""
+    """A step follows the gradient of half of a rating's share of f, over the roots of the sums."""
     rng = np.random.default_rng(0)
-    U, V = rng.standard_normal((1, 4)), rng.standard_normal((1, 4))
+    U, V = (np.append(rng.standard_normal(4), [4.0, 9.0, 0.5])[None] for _ in range(2))
     one, zero = np.array([0, 1], np.int32), np.zeros(1, np.int32)
 
     def f(u, v):
         e = 4.0 - 3.0 - u[:3] @ v[:3] - u[3] - v[3]
-        return 0.5 * (e**2 + 0.1 * (u @ u + v @ v))
+        return 0.5 * (e**2 + 0.5 * 0.1 * (u @ u + v @ v))
 
-    u, v, eps = U[0].copy(), V[0].copy(), 1e-6
+    u, v, eps = U[0, :4].copy(), V[0, :4].copy(), 1e-6
     steps = np.eye(4) * eps
-    du = [(f(u + s, v) - f(u - s, v)) / (2 * eps) for s in steps]
-    dv = [(f(u, v + s) - f(u, v - s)) / (2 * eps) for s in steps]
-    sgd_block(one, zero, np.array([4.0]), zero, U, V, 3.0, 1e-3, 0.1, 0.1, True, False)
-    assert np.allclose((u - U[0]) / 1e-3, du, atol=1e-6)
-    assert np.allclose((v - V[0]) / 1e-3, dv, atol=1e-6)
+    du = np.array([(f(u + s, v) - f(u - s, v)) / (2 * eps) for s in steps])
+    dv = np.array([(f(u, v + s) - f(u, v - s)) / (2 * eps) for s in steps])
+    sgd_block(one, zero, np.array([4.0]), zero, U, V, 3, 3.0, 1e-3, 0.1, True, False)
+    root = np.array([2, 2, 2, 3])
+    for before, after, g in ((u, U[0], du), (v, V[0], dv)):
+        assert np.allclose((before - after[:4]) * root / 1e-3, g, atol=1e-6)
+        assert np.allclose(after[4:], [4 + (g[:3] ** 2).mean(), 9 + g[3] ** 2, 0.5], atol=1e-6)
