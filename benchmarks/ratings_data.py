@@ -1,6 +1,7 @@
 """W4: ratings in the shape of MovieLens-20M, from a seeded low-rank model, as arrays or as CSV.
 
-A user has 24 to 6,600 of the 20,000,000 ratings (median 85), an item 4 to 45,000 (median 41).
+Nine tenths of the 20,000,000 leave a user 22 to 3,853 of them (median 78), an item 3 to 33,953
+(median 48).
 """
 
 from __future__ import annotations
