@@ -119,9 +119,9 @@ PREDICTORS: dict[str, Predictor] = {
 }
 SCORERS: dict[str, Scorer] = {
     "popularity": popularity,
-    "implicit": _products(peers.implicit, k=32, reg=10.0, alpha=1.0, sweeps=10, threads=1),
+    "implicit": _products(peers.implicit, k=192, reg=30.0, alpha=0.7, sweeps=30, threads=1),
     "cmfrec implicit": _products(
-        peers.cmfrec_implicit, k=32, reg=10.0, alpha=1.0, sweeps=10, threads=1
+        peers.cmfrec_implicit, k=192, reg=30.0, alpha=1.5, sweeps=30, threads=1
     ),
 }
 
