@@ -1,8 +1,13 @@
-"""Other recommenders behind one signature: they are fitted to coded ratings and predict pairs.
+r"""Other recommenders behind one signature: they are fitted to coded ratings and predict pairs.
 
 Nothing of daskdml is imported here, so that an interpreter with the peers alone can run it.
 LIBMF's wheel is slow and its `predict` is wrong: name a build of your own in the environment
-variable LIBMF_OBJ (docs/benchmarks.md has the command); P and Q are multiplied here.
+variable LIBMF_OBJ, made in its source folder by
+
+    g++ -O3 -march=native -std=c++11 -fopenmp -DUSEAVX -DUSEOMP -fPIC -shared -o libmf_avx.so \
+        src_cpp/libmf_interface.cpp src_cpp/mf.cpp
+
+P and Q are multiplied here.
 """
 
 from __future__ import annotations
@@ -163,14 +168,16 @@ def implicit(
     """
     from implicit.cpu.als import AlternatingLeastSquares
     from scipy.sparse import csr_matrix
+    from threadpoolctl import threadpool_limits
 
     users, items, ratings = train
     # What it is given is the whole confidence of a positive cell; that of the others is 1.
     C = csr_matrix(((1 + alpha * ratings).astype(np.float32), (users, items)), shape_of(train))
-    model = AlternatingLeastSquares(
-        factors=k, regularization=reg, alpha=1.0, iterations=sweeps, use_cg=cg,
-        num_threads=threads, random_state=seed,
-    )  # fmt: skip
+    with threadpool_limits(1, "blas"):  # it warns of more: its own threads are enough
+        model = AlternatingLeastSquares(
+            factors=k, regularization=reg, alpha=1.0, iterations=sweeps, use_cg=cg,
+            num_threads=threads, random_state=seed,
+        )  # fmt: skip
     seconds: list[float] = []
 
     def tell(_sweep: int, took: float, _loss: float | None) -> None:
@@ -178,7 +185,8 @@ def implicit(
         if after is not None:
             after(model.user_factors, model.item_factors)
 
-    model.fit(C, show_progress=False, callback=tell)
+    with threadpool_limits(1, "blas"):
+        model.fit(C, show_progress=False, callback=tell)
     return model.user_factors, model.item_factors, seconds
 
 
