@@ -17,13 +17,18 @@ import psutil
 import zarr
 
 
-def run_case(name: str, **arguments: Any) -> dict[str, Any]:
-    """Result of one run, with `peak`: the largest sum of resident bytes over its processes."""
+def run_case(
+    name: str, *, module: str = "benchmarks.cases", python: str = sys.executable, **arguments: Any
+) -> dict[str, Any]:
+    """Result of one run, with `peak`: the largest sum of resident bytes over its processes.
+
+    `module` has the case, and `python` runs it: one that has the peers, say.
+    """
     for file in Path(arguments["path"]).rglob("*"):  # as far as memory allows, none reads the disk
         if file.is_file():
             file.read_bytes()
     arguments["path"] = str(arguments["path"])
-    command = [sys.executable, "-m", "benchmarks.cases", name, json.dumps(arguments)]
+    command = [python, "-m", module, name, json.dumps(arguments)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, text=True)
         peak = _Peak(process.pid)

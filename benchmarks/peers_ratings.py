@@ -1,0 +1,134 @@
+"""W4: seconds, test errors and objectives that recommenders are measured against.
+
+python -m benchmarks.peers_ratings report --python PEERS/bin/python [--scale 1.0] [--runs 3]
+
+PEERS is an environment of its own with numpy, scipy, pandas, libmf, cmfrec and implicit; daskdml
+needs none of them. Set LIBMF_OBJ to a fast build of LIBMF (see `benchmarks.rating_peers`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import rating_peers as peers
+from benchmarks.ratings_data import W4, load_split
+
+Result = dict[str, Any]
+IMPLICIT = {"reg": 10.0, "alpha": 1.0}  # of the objective in `rating_peers.implicit_objective`
+# Rank 32 at W4 with the lowest test error among these: LIBMF, 20 sweeps, reg 0.02 ... 0.07 and eta
+# 0.05, 0.1 (0.2 diverges); cmfrec, 5-15 sweeps, unscaled 15, 25, 40 and scaled 0.05, 0.08.
+LIBMF = {"k": 32, "reg": 0.03, "eta": 0.1}
+CMFREC = {"k": 32, "reg": [0.03, 0.05], "scale": True}
+
+
+def libmf(path: Path, **settings: Any) -> Result:
+    """LIBMF's seconds and test error."""
+    train, test = load_split(path)
+    model = peers.libmf(tuple(train), **settings)
+    return {"seconds": model.seconds, "rmse": _test_error(model, test)}
+
+
+def cmfrec(path: Path, **settings: Any) -> Result:
+    """cmfrec's seconds and test error."""
+    train, test = load_split(path)
+    model = peers.cmfrec(tuple(train), **settings)
+    return {"seconds": model.seconds, "rmse": _test_error(model, test)}
+
+
+def biases(path: Path, user_reg: float, item_reg: float) -> Result:
+    """The mean and damped biases alone."""
+    train, test = load_split(path)
+    model = peers.damped_biases(tuple(train), user_reg, item_reg)
+    return {"seconds": model.seconds, "rmse": _test_error(model, test)}
+
+
+def implicit(path: Path, k: int, reg: float, alpha: float, sweeps: int, threads: int) -> Result:
+    """Seconds of implicit's sweeps (their median is `seconds`), and the objective after each."""
+    train, _ = load_split(path)
+    objectives: list[float] = []
+
+    def after(P: np.ndarray, Q: np.ndarray) -> None:
+        objectives.append(peers.implicit_objective(tuple(train), P, Q, reg, alpha))
+
+    *_, seconds = peers.implicit(tuple(train), k, reg, alpha, sweeps, threads, after=after)
+    return {
+        "seconds": statistics.median(seconds), "sweeps": seconds, "objectives": objectives,
+    }  # fmt: skip
+
+
+def read_and_sort(path: Path) -> Result:
+    """Seconds of pandas to read a CSV file and to sort it by user and item."""
+    import pandas as pd
+
+    began = time.perf_counter()
+    frame = pd.read_csv(path)
+    read = time.perf_counter() - began
+    frame = frame.sort_values(["userId", "movieId"])
+    return {"seconds": time.perf_counter() - began, "read": read, "rows": len(frame)}
+
+
+def _test_error(model: peers.Factors, test: list[np.ndarray]) -> float:
+    return peers.rmse(model.predict(test[0], test[1]), test[2])
+
+
+CASES = {f.__name__: f for f in (libmf, cmfrec, biases, implicit, read_and_sort)}
+
+
+def report(python: str, folder: Path, scale: float, runs: int, threads: int) -> list[Result]:
+    """All peers, one after another."""
+    from benchmarks.measure import median_run
+
+    work = W4.scaled(scale)
+    folder.mkdir(parents=True, exist_ok=True)
+    path, rows = work.write_split(folder), []
+
+    def add(title: str, case: str, path: Path = path, times: int = runs, **arguments: Any) -> None:
+        found = median_run(
+            times, case, module="benchmarks.peers_ratings", python=python, path=path, **arguments
+        )
+        rows.append({"case": title, **arguments, **found})
+        values = [f"{k} {found[k]}" for k in ("rmse", "sweeps", "objectives", "read") if k in found]
+        seconds = f"{found['seconds']:.2f} s ({found['spread'][0]:.2f}-{found['spread'][1]:.2f})"
+        print(f"{title}: {seconds}, {found['peak'] / 1e9:.2f} GB; " + "; ".join(values), flush=True)
+
+    add("mean and damped biases", "biases", user_reg=5.0, item_reg=3.0, times=1)
+    for sweeps in (5, 10, 20):
+        add(f"LIBMF, {sweeps} sweeps", "libmf", sweeps=sweeps, threads=threads, **LIBMF)
+    for sweeps in (2, 5, 10):
+        add(f"cmfrec, {sweeps} sweeps", "cmfrec", sweeps=sweeps, threads=threads, **CMFREC)
+    for k in (32, 64, 128):
+        settings = {"k": k, "sweeps": 5, "threads": threads, **IMPLICIT}
+        add(f"implicit, rank {k}, a sweep", "implicit", times=1, **settings)
+    add("pandas read + sort", "read_and_sort", path=work.write_csv(folder))
+    return rows
+
+
+def main() -> None:
+    """Run the case named on the command line with JSON keyword arguments, or the report."""
+    if len(sys.argv) > 1 and sys.argv[1] in CASES:
+        arguments = json.loads(sys.argv[2])
+        arguments["path"] = Path(arguments["path"])
+        print("RESULT " + json.dumps(CASES[sys.argv[1]](**arguments)))
+        return
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers_ratings", description=__doc__)
+    parser.add_argument("what", choices=["report"])
+    parser.add_argument("--python", default=sys.executable, help="an interpreter with the peers")
+    parser.add_argument("--folder", type=Path, default=Path("out/benchmarks"))
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the ratings")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    rows = report(args.python, args.folder, args.scale, args.runs, args.threads)
+    (args.folder / "peers-ratings.json").write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
