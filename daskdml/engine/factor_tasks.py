@@ -16,7 +16,7 @@ from daskdml.io import buffers
 from daskdml.io.chunks import ReadStats
 from daskdml.io.factors import StoredFactors
 from daskdml.io.ratings import Ratings, Walk
-from daskdml.kernels.ratings import RatingBlock, needed, row_ranges
+from daskdml.kernels.ratings import RatingBlock, beside, needed, row_ranges
 
 GATHER_BYTES = (
     64_000_000  # of the other side's factors that a task keeps, where they lie in a store
@@ -75,7 +75,7 @@ class ReadTiles:
 
 @dataclass(frozen=True)
 class LoadedTile:
-    """Rating blocks in memory, by number of the own and the other side's block."""
+    """Rating blocks in memory, by number of the own and the other side's block, or 0 for all."""
 
     blocks: dict[tuple[int, int], RatingBlock]
     record: BlockRecord
@@ -95,11 +95,13 @@ class Step:
 
 
 def load_tile(
-    how: ReadTiles, index: int, walk: Walk, own: Tile, others: Sequence[Tile], *gate: Any
-) -> LoadedTile:
+    how: ReadTiles, index: int, walk: Walk, own: Tile, others: Sequence[Tile], whole: bool,
+    *gate: Any,
+) -> LoadedTile:  # fmt: skip
     """Ratings of a tile for the other side's tiles; holds no compute slot while it reads.
 
-    `index` names the tile among all that a fit reads; `gate` only orders.
+    `index` names the tile among all that a fit reads; with `whole`, the blocks of a row of the grid
+    become one, whose indices count over all tiles; `gate` only orders.
     """
     began = time.time()
     if how.budget is not None:
@@ -113,11 +115,18 @@ def load_tile(
         leave_slot()
     blocks, stats = {}, ReadStats()
     for a in range(own.first, own.first + len(own.sizes)):
+        stripe = {}
         for other in others:
             for b in range(other.first, other.first + len(other.sizes)):
                 i, j = (a, b) if walk == "user" else (b, a)
-                blocks[a, b], more = how.ratings.read(walk, i, j)
+                stripe[b], more = how.ratings.read(walk, i, j)
                 stats += more
+        if whole:
+            sizes = [n for other in others for n in other.sizes]
+            offsets = np.cumsum([0, *sizes[:-1]])
+            blocks[a, 0] = beside(list(stripe.values()), offsets)
+        else:
+            blocks |= {(a, b): block for b, block in stripe.items()}
     record = BlockRecord(
         how.token, index, sum(b.nnz for b in blocks.values()), stats.nbytes, worker_name(), False,
         began, time.time(), stats.read_seconds, stats.decode_seconds,
@@ -175,40 +184,51 @@ def half_step(
 ) -> Step:
     """New factors of a tile, given the other side's.
 
-    ``rule(old, blocks) -> new, value`` is called for rows of one block at a time; `blocks` are
-    pairs of their ratings and the factors that these are for. Factors in a store are read tile by
-    tile, and only the rows that are needed stay, `GATHER_BYTES` at most: no process holds a side.
-    The values come in a list, block by block, so that their sum does not depend on the tiles.
+    ``rule(old, block, factors) -> new, value`` is called for rows of one block at a time. Factors
+    in a store are read tile by tile, and only the rows that are needed stay, `GATHER_BYTES` at
+    most: no process holds a side. The values come in a list, block by block, so that their sum does
+    not depend on the tiles.
     """
 
     def work() -> tuple[np.ndarray, list[Any]]:
         old, new, values = load(own.factors[0]), [], []
+        in_store = isinstance(others[0].factors[0], StoredFactors)
+        whole = None if in_store else np.concatenate([load(step.factors[0]) for step in others])
         for n, rows in enumerate(tile.slices):
-            stripe = {j: b for (i, j), b in loaded.blocks.items() if i == tile.first + n}
-            most = GATHER_BYTES // (old.shape[1] * old.itemsize)
-            in_store = isinstance(others[0].factors[0], StoredFactors)
-            columns = sum(t.rows for t in tiles) if in_store else 0
-            for lo, hi in row_ranges(list(stripe.values()), most, columns):
-                blocks = list(_beside(stripe, tiles, others, lo, hi))
-                made, value = rule(old[rows][lo:hi], blocks)
-                new.append(made)
-                values.append(value)
+            stripe = loaded.blocks[tile.first + n, 0]
+            if whole is not None:
+                found = [rule(old[rows], stripe, whole)]
+            else:
+                found = [
+                    rule(old[rows][lo:hi], *_gathered(stripe.rows(lo, hi), tiles, others))
+                    for lo, hi in _ranges(stripe, sum(t.rows for t in tiles), old)
+                ]
+            new += [rows for rows, _ in found]
+            values += [value for _, value in found]
         return np.concatenate(new), values
 
     rows, part = _working(loaded, work)
     return Step((keep(rows, where),), part)
 
 
-def _beside(
-    stripe: dict[int, RatingBlock], tiles: Sequence[Tile], others: list[Step], lo: int, hi: int
-) -> Iterator[tuple[RatingBlock, np.ndarray]]:
-    """Rows lo to hi of a stripe's blocks, each with the factors that it needs."""
-    for other, step in zip(tiles, others, strict=True):
-        factors = load(step.factors[0])
-        for n, rows in enumerate(other.slices):
-            block = stripe[other.first + n].rows(lo, hi)
-            in_memory = isinstance(step.factors[0], np.ndarray)
-            yield (block, factors[rows]) if in_memory else needed(block, factors[rows])
+def _ranges(stripe: RatingBlock, n: int, factors: np.ndarray) -> list[tuple[int, int]]:
+    """Ranges of a stripe's rows whose needed factors can all stay."""
+    most = GATHER_BYTES // (factors.shape[1] * factors.itemsize)
+    return [(0, len(stripe.indptr) - 1)] if n <= most else row_ranges(stripe, most)
+
+
+def _gathered(
+    block: RatingBlock, tiles: Sequence[Tile], others: list[Step]
+) -> tuple[RatingBlock, np.ndarray]:
+    """A block, and the rows of the other side's factors that it needs."""
+    block, used = needed(block, sum(tile.rows for tile in tiles))
+    at, rows = 0, []
+    for tile, step in zip(tiles, others, strict=True):
+        here = used[at : at + tile.rows]
+        if here.any():
+            rows.append(load(step.factors[0])[here])
+        at += tile.rows
+    return block, np.concatenate(rows) if rows else np.zeros((0, 1))
 
 
 def pair_step(

@@ -258,9 +258,8 @@ class Sweeps(Opened):
         return part.value, steps, totals
 
     def score(
-        self, rule: Callable[..., Any], users: Held, items: Held, label: str,
-        ratings: Ratings | None = None,
-    ) -> tuple[Any, PassTotals]:  # fmt: skip
+        self, rule: Callable[..., Any], users: Held, items: Held, label: str, ratings: Ratings
+    ) -> tuple[Any, PassTotals]:
         """Sum of ``rule(U, V, block)`` over all blocks of ratings of the same grid."""
         name = fit_name(label)
         graph, refs = self._inputs(name, users, items)
@@ -327,7 +326,8 @@ class Sweeps(Opened):
         index = own.index + (len(self.tiles["user"]) if walk == "item" else 0)
         rest = TaskRef(f"{name}-others")
         key, how = (f"{name}-read", own.index), self._how(graph, name, ratings)
-        graph[key] = Task(key, factor_tasks.load_tile, how, index, walk, own, rest, *gate)
+        whole = ratings is None
+        graph[key] = Task(key, factor_tasks.load_tile, how, index, walk, own, rest, whole, *gate)
         lanes[key] = own.index
         return key
 
@@ -339,7 +339,9 @@ class Sweeps(Opened):
         users, items = pair
         index = len(self.tiles["user"]) * (2 + users.index) + items.index
         key, how = (f"{name}-read", *step[1:]), self._how(graph, name, None)
-        graph[key] = Task(key, factor_tasks.load_tile, how, index, "user", users, [items], *gate)
+        graph[key] = Task(
+            key, factor_tasks.load_tile, how, index, "user", users, [items], False, *gate
+        )
         lanes[key] = users.index
         return key
 

@@ -98,7 +98,7 @@ def _fit(
         running(data, f"factorization-{task.solver}", task.began) as run,
     ):
         if task.validation is not None:
-            stop = replace(stop, validate=partial(_rmse, data, task))
+            stop = replace(stop, validate=partial(_rmse, data, task.model, task.validation))
         solution = factorize(model, dsgd if paired else als, data, run, stop, _start(data, task))
         data.settle(*solution.state)
         users, items = solution.state
@@ -170,9 +170,8 @@ def _start(data: Sweeps, task: FactorTask) -> tuple[Held, Held]:
     return made[0], made[1]
 
 
-def _rmse(data: Sweeps, task: FactorTask, users: Held, items: Held) -> float:
-    rule = ErrorsOf(task.model.k, task.model.mean)
-    found, totals = data.score(rule, users, items, "validation", task.validation)
+def _rmse(data: Sweeps, model: Model, held_out: Ratings, users: Held, items: Held) -> float:
+    found, totals = data.score(ErrorsOf(model.k, model.mean), users, items, "validation", held_out)
     data.end_pass("validation", totals)
     return float(found.rmse)
 

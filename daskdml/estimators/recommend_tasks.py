@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -287,17 +287,15 @@ def fold_in(ratings: Ratings, model: Model, items: FactorTable) -> FactorTable:
     indptr, places = RowsOf(ratings, items.side)(ratings.users.ids)
     values = _values(ratings, items.side)
     known = places < len(items)
-    row = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    row, places, values = row[known], places[known], values[known]
-
-    def blocks() -> Iterator[tuple[RatingBlock, np.ndarray]]:
-        for first, factors in items.blocks():
-            inside = (places >= first) & (places < first + len(factors))
-            starts = starts_of(row[inside], len(indptr) - 1).astype(np.int32)
-            local = (places[inside] - first).astype(np.int32)
-            block = RatingBlock(starts, local, values[inside].astype(model.dtype))
-            yield needed(block, factors)
-
+    row = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))[known]
+    block, used = needed(
+        RatingBlock(
+            starts_of(row, len(indptr) - 1), places[known].astype(np.int32),
+            values[known].astype(model.dtype),
+        ),
+        len(items),
+    )  # fmt: skip
+    factors = np.concatenate([rows[used[at : at + len(rows)]] for at, rows in items.blocks()])
     gram = None
     if model.implicit:
         gram = np.zeros((model.k, model.k))
@@ -305,7 +303,7 @@ def fold_in(ratings: Ratings, model: Model, items: FactorTable) -> FactorTable:
             w = factors[:, : model.k].astype(np.float64)
             gram += w.T @ w
     old = np.zeros((len(indptr) - 1, model.width), model.dtype)
-    rows, _ = SolveRows(model, gram)(old, list(blocks()))
+    rows, _ = SolveRows(model, gram)(old, block, factors)
     return FactorTable(Side(ratings.users.ids, np.array([0, len(rows)])), rows, model.width)
 
 

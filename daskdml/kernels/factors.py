@@ -7,10 +7,14 @@ none; SGD keeps more behind them. Prediction of user u for item i: ``mean + b_u 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numba as nb
 import numpy as np
+
+# Divisions by zero give infinities, which the loop over sweeps reports; checks would cost a branch.
+_compiled = partial(nb.njit, cache=True, nogil=True, fastmath=True, error_model="numpy")
 
 _LANE = 8  # columns of a normal matrix that are computed together: one 256-bit register of float32
 _BATCH_BYTES = 1 << 20  # of normal matrices at work at a time: they stay in the second-level cache
@@ -73,7 +77,7 @@ def batch_rows(m: int, itemsize: int) -> int:
     return max(8, _BATCH_BYTES // normals_nbytes(m, itemsize))
 
 
-@nb.njit(cache=True, nogil=True, fastmath=True)
+@_compiled()
 def add_explicit(A, b, const, count, indptr, indices, values, V, mean, biases):  # type: ignore[no-untyped-def]
     """Add ratings ``r - mean - b_i`` with the features ``(w_i, 1)`` of the other side's rows.
 
@@ -103,7 +107,7 @@ def add_explicit(A, b, const, count, indptr, indices, values, V, mean, biases): 
         const[row] += total
 
 
-@nb.njit(cache=True, nogil=True, fastmath=True)
+@_compiled()
 def add_implicit(A, b, const, count, indptr, indices, values, V, alpha):  # type: ignore[no-untyped-def]
     """Add confidences ``1 + alpha r``, of which the 1 is in every row's base already."""
     m, k, stride = b.shape[1], V.shape[1] - 1, A.shape[2]
@@ -124,7 +128,7 @@ def add_implicit(A, b, const, count, indptr, indices, values, V, alpha):  # type
             _rank(A[row], G, F, m, have)
 
 
-@nb.njit(cache=True, nogil=True, fastmath=True, inline="always")
+@_compiled(inline="always")
 def _rank(A, G, F, m, have):  # type: ignore[no-untyped-def]
     """Add up to four outer products ``g f'`` to a lower triangle."""
     if have == 4:
@@ -144,7 +148,7 @@ def _rank(A, G, F, m, have):  # type: ignore[no-untyped-def]
                     row[d] += c * f[d]
 
 
-@nb.njit(cache=True, nogil=True, fastmath=True)
+@_compiled()
 def solve_rows(A, b, count, reg, power, n_nonnegative, X, found):  # type: ignore[no-untyped-def]
     """Solve ``(A + reg I) x = b`` for each row, from its old x in X, which is overwritten.
 
@@ -179,7 +183,7 @@ def solve_rows(A, b, count, reg, power, n_nonnegative, X, found):  # type: ignor
         found[1, row], found[2, row] = value, lam * square
 
 
-@nb.njit(cache=True, nogil=True, fastmath=True)
+@_compiled()
 def _gradient(M, b, x, m, n_nonnegative):  # type: ignore[no-untyped-def]
     """Squared norm of ``2 (M x - b)``, projected where x may not be negative."""
     total = 0.0
@@ -194,7 +198,7 @@ def _gradient(M, b, x, m, n_nonnegative):  # type: ignore[no-untyped-def]
     return total
 
 
-@nb.njit(cache=True, nogil=True, fastmath=True)
+@_compiled()
 def _cholesky(M, b, x, m):  # type: ignore[no-untyped-def]
     """Solve ``M x = b`` by factoring the lower triangle of M in place."""
     for j in range(m):
@@ -221,7 +225,7 @@ def _cholesky(M, b, x, m):  # type: ignore[no-untyped-def]
             x[t] -= s * M[j, t]
 
 
-@nb.njit(cache=True, nogil=True, fastmath=True)
+@_compiled()
 def _descend(M, b, old, x, m, k, sweeps):  # type: ignore[no-untyped-def]
     """Minimise ``x' M x / 2 - b x`` over x whose first k are not negative, by coordinates.
 
@@ -258,7 +262,89 @@ def _descend(M, b, old, x, m, k, sweeps):  # type: ignore[no-untyped-def]
             break
 
 
-@nb.njit(cache=True, nogil=True, fastmath=True)
+@_compiled()
+def cg_implicit(  # type: ignore[no-untyped-def]
+    indptr, indices, values, V, base, alpha, reg, power, steps, X, found, const
+):
+    """Conjugate gradient steps for rows of implicit feedback, from the old rows in X.
+
+    For ``(base + sum (c - 1) v v' + reg I) x = sum c v`` with c = 1 + alpha r, no matrix is formed:
+    a product takes two loops over each rating's factors. `found` and `const` as in `solve_rows` and
+    `Normals`.
+    """
+    k = V.shape[1] - 1
+    b, r = np.empty(k, X.dtype), np.empty(k, X.dtype)
+    p, q = np.empty(k, X.dtype), np.empty(k, X.dtype)
+    zero = alpha * 0
+    for row in range(len(indptr) - 1):
+        lo, hi = indptr[row], indptr[row + 1]
+        if lo == hi:
+            X[row, :k] = 0
+            found[:, row] = 0
+            continue
+        x = X[row]
+        lam = X.dtype.type(reg * np.float64(hi - lo) ** power)
+        _times(base, x, lam, r, k)
+        b[:] = 0
+        for at in range(lo, hi):
+            v = V[indices[at]]
+            w = alpha * values[at]
+            const[row] += np.float64(zero + 1 + w)
+            s = zero
+            for a in range(k):
+                s += v[a] * x[a]
+            for a in range(k):
+                r[a] += w * s * v[a]
+                b[a] += (1 + w) * v[a]
+        rr = zero
+        for a in range(k):
+            r[a] = b[a] - r[a]
+            p[a] = r[a]
+            rr += r[a] * r[a]
+        first = rr
+        found[0, row] = 4.0 * np.float64(rr)
+        for _ in range(steps):
+            if rr <= first * (1e-12 if X.itemsize == 4 else 1e-28):
+                break
+            _times(base, p, lam, q, k)
+            for at in range(lo, hi):
+                v = V[indices[at]]
+                s = zero
+                for a in range(k):
+                    s += v[a] * p[a]
+                s *= alpha * values[at]
+                for a in range(k):
+                    q[a] += s * v[a]
+            pq = zero
+            for a in range(k):
+                pq += p[a] * q[a]
+            step = rr / pq
+            before, rr = rr, zero
+            for a in range(k):
+                x[a] += step * p[a]
+                r[a] -= step * q[a]
+                rr += r[a] * r[a]
+            for a in range(k):
+                p[a] = r[a] + rr / before * p[a]
+        value, square = 0.0, 0.0
+        for a in range(k):
+            value -= np.float64(x[a]) * np.float64(b[a] + r[a])
+            square += np.float64(x[a]) * np.float64(x[a])
+        found[1, row], found[2, row] = value, lam * square
+
+
+@_compiled()
+def _times(base, x, lam, out, k):  # type: ignore[no-untyped-def]
+    """``(base + lam I) x`` of a symmetric matrix."""
+    for a in range(k):
+        out[a] = lam * x[a]
+    for a in range(k):
+        row, c = base[a], x[a]
+        for d in range(k):
+            out[d] += c * row[d]
+
+
+@_compiled()
 def sgd_block(  # type: ignore[no-untyped-def]
     indptr, indices, values, order, U, V, k, mean, rate, reg, biases, nonnegative
 ):
@@ -311,7 +397,7 @@ def sgd_block(  # type: ignore[no-untyped-def]
     return total
 
 
-@nb.njit(cache=True, nogil=True, fastmath=True)
+@_compiled()
 def predict_block(indptr, indices, U, V, k, mean, out):  # type: ignore[no-untyped-def]
     """Predictions for the pairs of a block."""
     for row in range(len(indptr) - 1):

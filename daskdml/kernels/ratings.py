@@ -263,36 +263,63 @@ def compress(block: RatingBlock, keep: np.ndarray) -> RatingBlock:
     return RatingBlock(kept[block.indptr], block.indices[keep], block.values[keep])
 
 
-def needed(block: RatingBlock, factors: np.ndarray) -> tuple[RatingBlock, np.ndarray]:
-    """A block and the rows of the other side's factors that it needs, which alone are kept.
+@nb.njit(cache=True, nogil=True)
+def _copy_rows(indptr, indices, values, offset, free, to_indices, to_values):  # type: ignore[no-untyped-def]
+    for row in range(len(indptr) - 1):
+        at = free[row]
+        for n in range(indptr[row], indptr[row + 1]):
+            to_indices[at], to_values[at] = indices[n] + offset, values[n]
+            at += 1
+        free[row] = at
+
+
+def beside(blocks: list[RatingBlock], offsets: np.ndarray) -> RatingBlock:
+    """Blocks of the same rows as one, the indices of each raised by its offset.
+
+    Examples
+    --------
+    >>> one = RatingBlock(np.array([0, 1, 1]), np.array([0], np.int32), np.array([5.0]))
+    >>> two = RatingBlock(np.array([0, 1, 2]), np.array([1, 0], np.int32), np.array([3.0, 4.0]))
+    >>> both = beside([one, two], np.array([0, 10]))
+    >>> both.indptr, both.indices, both.values
+    (array([0, 2, 3]), array([ 0, 11, 10], dtype=int32), array([5., 3., 4.]))
+    """
+    indptr = np.sum([block.indptr.astype(np.int64) for block in blocks], axis=0)
+    indices, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], blocks[0].values.dtype)
+    free = indptr[:-1].copy()
+    for block, offset in zip(blocks, offsets, strict=True):
+        _copy_rows(
+            block.indptr, block.indices, block.values, np.int32(offset), free, indices, values
+        )
+    return RatingBlock(indptr, indices, values)
+
+
+def needed(block: RatingBlock, n: int) -> tuple[RatingBlock, np.ndarray]:
+    """A block, its indices counted among those that it has, and which these are of n, (n,) bool.
 
     Examples
     --------
     >>> block = RatingBlock(np.array([0, 2]), np.array([1, 3], np.int32), np.ones(2))
-    >>> kept, rows = needed(block, np.arange(4.0)[:, None])
-    >>> kept.indices, rows.ravel()
-    (array([0, 1], dtype=int32), array([1., 3.]))
+    >>> kept, used = needed(block, 5)
+    >>> kept.indices, used
+    (array([0, 1], dtype=int32), array([False,  True, False,  True, False]))
     """
-    used = np.zeros(len(factors), bool)
+    used = np.zeros(n, bool)
     used[block.indices] = True
-    if used.all():
-        return block, factors
     place = np.cumsum(used, dtype=np.int32) - np.int32(1)
-    return RatingBlock(block.indptr, place[block.indices], block.values), factors[used]
+    return RatingBlock(block.indptr, place[block.indices], block.values), used
 
 
-def row_ranges(blocks: list[RatingBlock], most: int, n_columns: int) -> list[tuple[int, int]]:
-    """Ranges of rows whose ratings need at most so many of the other side's rows.
+def row_ranges(block: RatingBlock, most: int) -> list[tuple[int, int]]:
+    """Ranges of rows with at most so many ratings, but for single rows that have more.
 
     Examples
     --------
     >>> block = RatingBlock(np.array([0, 2, 4, 5]), np.zeros(5, np.int32), np.ones(5))
-    >>> row_ranges([block], 4, 100), row_ranges([block], 4, 3)
-    ([(0, 2), (2, 3)], [(0, 3)])
+    >>> row_ranges(block, 4), row_ranges(block, 1)
+    ([(0, 2), (2, 3)], [(0, 1), (1, 2), (2, 3)])
     """
-    ends = np.sum([block.indptr[1:].astype(np.int64) for block in blocks], axis=0)
-    if n_columns <= most or not len(ends):
-        return [(0, len(ends))]
+    ends = block.indptr[1:]
     ranges, lo, before = [], 0, 0
     while lo < len(ends):
         hi = max(lo + 1, int(np.searchsorted(ends, before + most, side="right")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -18,13 +17,12 @@ from daskdml.kernels.factors import (
     add_explicit,
     add_implicit,
     batch_rows,
+    cg_implicit,
     normals_nbytes,
     solve_rows,
 )
 from daskdml.kernels.ratings import RatingBlock
 from daskdml.solvers.factorization import Model, Sweep
-
-Blocks = Sequence[tuple[RatingBlock, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class HalfStats:
 
 @dataclass(frozen=True)
 class SolveRows:
-    """Old rows of one side, and their ratings -> the rows that minimise f, `HalfStats`.
+    """Old rows of one side, their ratings, the other side's rows -> new rows, `HalfStats`.
 
     Parameters
     ----------
@@ -69,28 +67,48 @@ class SolveRows:
     model: Model
     gram: np.ndarray | None
 
-    def __call__(self, old: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, HalfStats]:
+    def __call__(
+        self, old: np.ndarray, block: RatingBlock, factors: np.ndarray
+    ) -> tuple[np.ndarray, HalfStats]:
         """Solve for all rows of a block."""
-        model, m = self.model, self.model.unknowns
         new = old.copy()
-        base = None if self.gram is None else self.gram.astype(old.dtype)
-        batch = batch_rows(m, old.itemsize)
-        normals = Normals.zeros(min(batch, len(old)), m, old.dtype)
-        positive = model.k if model.nonnegative else 0
         found, const = np.zeros((3, len(old))), np.zeros(len(old))
-        for lo in range(0, len(old), batch):
-            rows = slice(lo, lo + batch)
-            equations = normals.begin(len(new[rows]), base)
-            for block, factors in blocks:
-                self._add(equations, block, lo, factors)
-            solve_rows(
-                equations.A, equations.b, equations.count, model.reg, model.power, positive,
-                new[rows], found[:, rows],
-            )  # fmt: skip
-            const[rows] = equations.const
+        if self.model.cg_steps:
+            self._descend(new, block, factors, found, const)
+        else:
+            self._solve(new, block, factors, found, const)
         gradient, value, penalty = found.sum(axis=1)
-        w = new[:, : model.k].astype(np.float64)
+        w = new[:, : self.model.k].astype(np.float64)
         return new, HalfStats(value + const.sum(), penalty, gradient, w.T @ w)
+
+    def _descend(
+        self, new: np.ndarray, block: RatingBlock, factors: np.ndarray, found: np.ndarray,
+        const: np.ndarray,
+    ) -> None:  # fmt: skip
+        model, one = self.model, new.dtype.type
+        assert self.gram is not None
+        cg_implicit(
+            block.indptr, block.indices, block.values, factors, self.gram.astype(new.dtype),
+            one(model.alpha), model.reg, model.power, model.cg_steps, new, found, const,
+        )  # fmt: skip
+
+    def _solve(
+        self, new: np.ndarray, block: RatingBlock, factors: np.ndarray, found: np.ndarray,
+        const: np.ndarray,
+    ) -> None:  # fmt: skip
+        model, m = self.model, self.model.unknowns
+        base = None if self.gram is None else self.gram.astype(new.dtype)
+        batch = batch_rows(m, new.itemsize)
+        normals = Normals.zeros(min(batch, len(new)), m, new.dtype)
+        positive = model.k if model.nonnegative else 0
+        for lo in range(0, len(new), batch):
+            rows = slice(lo, lo + batch)
+            at = normals.begin(len(new[rows]), base)
+            self._add(at, block, lo, factors)
+            solve_rows(
+                at.A, at.b, at.count, model.reg, model.power, positive, new[rows], found[:, rows]
+            )
+            const[rows] = at.const
 
     def _add(self, to: Normals, block: RatingBlock, lo: int, factors: np.ndarray) -> None:
         indptr = block.indptr[lo : lo + len(to.b) + 1]
@@ -109,10 +127,13 @@ class ALS:
     """Alternating least squares: explicit [1]_ or implicit [2]_ feedback.
 
     A half-step minimises f exactly over all users (then all items): each row's normal equations are
-    summed over the blocks of the other side, and solved by Cholesky's method, or, for nonnegative
-    factors, by coordinate descent. f falls in every half-step, and comes out of it: at a solution x
-    of ``A x = b``, the row's share is ``const - b . x``. So does the gradient's norm at the point
-    (new users, old items): the users' part of it is 0 there, the items' is ``2 (A x - b)`` at the
+    summed over its ratings, and solved by Cholesky's method, or, for nonnegative factors, by
+    coordinate descent. With ``model.cg_steps``, implicit feedback takes so many conjugate gradient
+    steps from the row's old factors instead [3]_, which form no matrix.
+
+    f falls in every half-step, and comes out of it: at a solution x of ``A x = b``, the row's share
+    is ``const - b . x``. So does the gradient's norm at the point (new users, old items): where
+    solutions are exact, the users' part of it is 0 there, and the items' is ``2 (A x - b)`` at the
     old items.
 
     References
@@ -120,6 +141,8 @@ class ALS:
     .. [1] Zhou, Wilkinson, Schreiber, Pan, "Large-scale Parallel Collaborative Filtering for the
        Netflix Prize", AAIM 2008.
     .. [2] Hu, Koren, Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM 2008.
+    .. [3] Takacs, Pilaszy, Tikk, "Applications of the Conjugate Gradient Method for Implicit
+       Feedback Collaborative Filtering", RecSys 2011.
     """
 
     name: ClassVar[str] = "als"

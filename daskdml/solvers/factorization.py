@@ -42,6 +42,8 @@ class Model:
     seed : int
     dtype : dtype
         Of the factors.
+    cg_steps : int
+        Conjugate gradient steps of a row in a half-step, for implicit feedback; 0 solves exactly.
     """
 
     k: int
@@ -54,6 +56,7 @@ class Model:
     alpha: float
     seed: int
     dtype: np.dtype[Any]
+    cg_steps: int = 0
 
     @property
     def width(self) -> int:

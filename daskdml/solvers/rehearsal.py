@@ -82,7 +82,7 @@ def rehearse_factors(model: Model, rules: tuple[Callable[..., Any], ...]) -> Non
     U, V = (FirstFactors(model, side)(0, 1) for side in (0, 1))
     for rule in rules:
         if isinstance(rule, SolveRows):
-            rule(U, [(block, V)])
+            rule(U, block, V)
         elif isinstance(rule, Steps):
             ones = np.ones((1, EXTRA), model.dtype)
             rule(np.append(U, ones, axis=1), np.append(V, ones, axis=1), block, 1, 0, 0)

@@ -147,7 +147,7 @@ def test_k_larger_than_items(fitted):
 
 def test_fold_in_solves_for_new_users(data):
     """A user folded in gets the factors of least squares given the items; others keep theirs."""
-    model = MatrixFactorization(4, reg=0.05, random_state=0).fit(data)
+    model = MatrixFactorization(4, reg=0.05, reg_scaling="count", random_state=0).fit(data)
     before = model.user_factors_.copy()
     items, r = model.item_ids_[[2, 5, 7]], np.array([5.0, 1.0, 3.0])
     model.fold_in((["x"] * 3 if model.user_ids_.dtype.kind == "U" else [999_999] * 3, items, r))

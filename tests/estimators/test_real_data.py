@@ -136,7 +136,7 @@ def fit(cluster, tmp_path, monkeypatch):
     def fitted(rows, *models):
         chunk = -(-len(rows.X) // 6)
         ds = write_dataset(tmp_path / "rows.zarr", rows.X, rows.y, chunks=chunk, overwrite=True)
-        with Engine(cluster, memory_limit="450MB"):
+        with Engine(cluster, memory_limit="600MB"):
             for model in models:
                 model.fit(ds)
                 assert len(model.peak_memory_) == 2
