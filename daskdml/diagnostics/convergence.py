@@ -91,12 +91,12 @@ def plot_convergence(
     Returns
     -------
     matplotlib Figure or SubFigure
-        The figure: on the left against seconds, on the right against bytes read, if any were. The
-        upper row has the certificate's relative gap, or, where the problem is not convex, the
-        gradient's norm (logarithmic); below it come the objective and the score of ratings held
-        out. A row that no record tells anything for is left out. The gap is the one certified when
-        the pass ended and, where that is smaller, the distance to the best lower bound known at
-        the end.
+        The figure: on the left against seconds, on the right against bytes read, unless all were
+        read in the first pass. The upper row has the certificate's relative gap, or, where the
+        problem is not convex, the gradient's norm (logarithmic); below it come the objective and
+        the score of ratings held out. A row that no record tells anything for is left out. The gap
+        is the one certified when the pass ended and, where that is smaller, the distance to the
+        best lower bound known at the end.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def plot_convergence(
             "evaluates them, or ask for a certificate."
         )
     scale, unit = byte_unit(max((r.nbytes for r in records), default=0))
-    columns = 2 if any(r.nbytes for r in records) else 1
+    columns = 2 if len({r.nbytes for r in records}) > 1 else 1
     if figure is None:
         import matplotlib.pyplot as plt
 
@@ -156,6 +156,9 @@ def _draw(ax: Axes, panel: Panel, scale: float | None) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)
+    if panel.log:
+        ax.set_yscale("log")
+        ax.margins(y=0.2)
 
 
 def _name(ax: Axes, panel: Panel) -> None:
@@ -165,8 +168,6 @@ def _name(ax: Axes, panel: Panel) -> None:
         ax.legend(frameon=False)
     if not panel.log:
         return
-    ax.set_yscale("log")
-    ax.margins(y=0.15)
     record, value = panel.lines[0][0][-1]
     ax.annotate(
         f"{value:.1e}",

@@ -29,6 +29,6 @@ class History(list[Any]):
     def plot(self, figure: Any = None) -> Any:
         """Certified gap (or gradient's norm), objective and validation score; returns the figure.
 
-        Each against seconds and, where any were read, bytes.
+        Each against seconds and, where they grew, bytes read.
         """
         return plot_convergence(self, figure)

@@ -69,8 +69,8 @@ def test_a_fit_that_is_not_convex_shows_its_gradient_and_its_score():
 
 
 def test_rows_and_columns_without_numbers_are_left_out():
-    """Rows in memory are read from nowhere, and an objective alone needs no row for a gap."""
-    records = [replace(r, nbytes=0, gap=None, relative=None) for r in history()]
+    """Rows read once need no column for bytes, and an objective alone no row for a gap."""
+    records = [replace(r, nbytes=7, gap=None, relative=None) for r in history()]
     (objective,) = plot_convergence(records).axes
     assert objective.get_ylabel() == "objective" and objective.get_xlabel() == "seconds"
     assert list(objective.lines[0].get_ydata()) == list(OBJECTIVES)
