@@ -1,6 +1,6 @@
 """Floor 1: bytes <-> blocks."""
 
-from daskdml.io.convert_ratings import convert_ratings
+from daskdml.io.convert import convert_ratings
 from daskdml.io.dataset import Dataset, open_dataset
 from daskdml.io.ratings import Ratings, open_ratings
 from daskdml.io.split import train_test_split
