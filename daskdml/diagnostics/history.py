@@ -27,5 +27,8 @@ class History(list[Any]):
         return pd.DataFrame([asdict(record) for record in self])
 
     def plot(self, figure: Any = None) -> Any:
-        """Objective and certified gap against seconds and bytes read; returns the figure."""
+        """Certified gap (or gradient's norm), objective and validation score; returns the figure.
+
+        Each against seconds and, where they grew, bytes read.
+        """
         return plot_convergence(self, figure)

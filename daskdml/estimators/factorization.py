@@ -11,8 +11,8 @@ from sklearn.base import BaseEstimator, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from daskdml.estimators.recommending import Recommender, merged
+from daskdml.io.convert import ratings_in_memory
 from daskdml.io.factors import FactorTable
-from daskdml.io.rating_grid import ratings_in_memory
 from daskdml.io.ratings import Ratings, open_ratings
 from daskdml.io.split import draw_seed
 

@@ -10,14 +10,14 @@ from daskdml.io.split import train_test_split
 from daskdml.io.write import write_dataset
 
 if TYPE_CHECKING:
-    from daskdml.io.rating_grid import convert_ratings as convert_ratings
+    from daskdml.io.convert import convert_ratings as convert_ratings
     from daskdml.io.ratings import Ratings as Ratings
     from daskdml.io.ratings import open_ratings as open_ratings
 
 # Loaded when asked for: they compile kernels, which reading rows does without.
 _HOMES = {
     "Ratings": "daskdml.io.ratings",
-    "convert_ratings": "daskdml.io.rating_grid",
+    "convert_ratings": "daskdml.io.convert",
     "open_ratings": "daskdml.io.ratings",
 }
 __all__ = ["Dataset", "open_dataset", "train_test_split", "write_dataset", *_HOMES]

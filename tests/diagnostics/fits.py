@@ -32,6 +32,8 @@ class Record:
     objective: float | None
     gap: float | None
     relative: float | None
+    gradient: float | None = None
+    validation: float | None = None
 
 
 def events(n_blocks: int = 6) -> Iterator[Event]:

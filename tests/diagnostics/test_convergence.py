@@ -50,3 +50,27 @@ def test_a_history_without_numbers_is_an_error():
     """Nothing to draw is said, with the cure."""
     with pytest.raises(ValueError, match="ask for a certificate"):
         plot_convergence([])
+
+
+def test_a_fit_that_is_not_convex_shows_its_gradient_and_its_score():
+    """Without a gap, the gradient's norm takes its row; scores held out get one."""
+    records = [
+        replace(r, gap=None, relative=None, gradient=g, validation=v)
+        for r, g, v in zip(history(), (90.0, 3.0, 0.2), (1.2, 0.9, 0.95), strict=True)
+    ]
+    figure = plot_convergence(records)
+    gradient, _, objective, _, score, _ = figure.axes
+    assert [ax.get_ylabel() for ax in (gradient, objective, score)] == [
+        "gradient's norm", "objective", "validation"
+    ]  # fmt: skip
+    assert gradient.get_yscale() == "log" and score.get_yscale() == "linear"
+    assert list(gradient.lines[0].get_ydata()) == [90.0, 3.0, 0.2]
+    assert list(score.lines[0].get_ydata()) == [1.2, 0.9, 0.95]
+
+
+def test_rows_and_columns_without_numbers_are_left_out():
+    """Rows read once need no column for bytes, and an objective alone no row for a gap."""
+    records = [replace(r, nbytes=7, gap=None, relative=None) for r in history()]
+    (objective,) = plot_convergence(records).axes
+    assert objective.get_ylabel() == "objective" and objective.get_xlabel() == "seconds"
+    assert list(objective.lines[0].get_ydata()) == list(OBJECTIVES)

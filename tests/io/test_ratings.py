@@ -10,7 +10,7 @@ import zarr
 
 from daskdml.io import convert_ratings, open_dataset, open_ratings
 from daskdml.io.chunks import ChunkError
-from daskdml.io.rating_grid import ratings_in_memory
+from daskdml.io.convert import ratings_in_memory
 
 pd = pytest.importorskip("pandas")
 
