@@ -122,7 +122,7 @@ def _tiles(
     Factors in a store are worked on a block at a time.
     """
     p, q = ratings.grid
-    users, items = ratings.users.bounds, ratings.items.bounds
+    users, items = ratings.bounds("user"), ratings.bounds("item")
     if not paired:
         n = max(p, q) if in_store else max(2, ratings.n_stored // TASK_RATINGS)
         return {"user": cut_tiles(users, n), "item": cut_tiles(items, n)}, None

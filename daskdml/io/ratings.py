@@ -124,6 +124,18 @@ class Stored:
         """Place of the item that each user rated last, (users,)."""
         return self._whole("users/last")
 
+    def bounds(self, walk: Walk) -> np.ndarray:
+        """Where the blocks of users or items begin, (n_blocks + 1,); no ids are read."""
+        return self._user_bounds if walk == "user" else self._item_bounds
+
+    @cached_property
+    def _user_bounds(self) -> np.ndarray:
+        return self._whole("users/bounds")
+
+    @cached_property
+    def _item_bounds(self) -> np.ndarray:
+        return self._whole("items/bounds")
+
     def side(self, walk: Walk) -> Side:
         """Ids and block bounds of users or items."""
         return self._users if walk == "user" else self._items
@@ -137,7 +149,7 @@ class Stored:
         return self._side("items")
 
     def _side(self, name: str) -> Side:
-        bounds = self._whole(f"{name}/bounds")
+        bounds = self.bounds("user" if name == "users" else "item")
         if f"{name}/id" in self.arrays:
             return Side(self._whole(f"{name}/id"), bounds)
         text = self._whole(f"{name}/id_utf8").tobytes()
@@ -284,6 +296,10 @@ class Ratings:
         """Whether each rating has a timestamp."""
         return "by_user/time" in self.facts["arrays"]
 
+    def bounds(self, walk: Walk) -> np.ndarray:
+        """Where the blocks of users or items begin, (n_blocks + 1,)."""
+        return self._stored.bounds(walk)
+
     @property
     def users(self) -> Side:
         """Ids of the users, in the order of the blocks."""
@@ -342,9 +358,9 @@ class Ratings:
         ChunkError
             Where the stored block is missing or damaged.
         """
-        side = self._stored.side(walk)
+        bounds = self._stored.bounds(walk)
         at = i if walk == "user" else j
-        rows = int(side.bounds[at + 1] - side.bounds[at])
+        rows = int(bounds[at + 1] - bounds[at])
         nnz = int(self.nnz[i, j])
         indptr, a = self._part(walk, "indptr", i, j, rows + 1)
         indices, b = self._part(walk, "index", i, j, nnz)
@@ -390,9 +406,9 @@ class Ratings:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Places of the users and of the items of a block's ratings, each (nnz,) int64."""
         own, other = (i, j) if walk == "user" else (j, i)
-        first = int(self._stored.side(walk).bounds[own])
+        first = int(self._stored.bounds(walk)[own])
         rows = np.repeat(np.arange(first, first + len(block.indptr) - 1), np.diff(block.indptr))
-        others = self._stored.side("item" if walk == "user" else "user").bounds
+        others = self._stored.bounds("item" if walk == "user" else "user")
         columns = block.indices.astype(np.int64) + int(others[other])
         return (rows, columns) if walk == "user" else (columns, rows)
 
@@ -475,8 +491,8 @@ class Ratings:
 
     def counts(self, walk: Walk, block: int) -> np.ndarray:
         """Number of ratings of each user (or item) of a block, (rows,) int64."""
-        side = self._stored.side(walk)
-        rows = int(side.bounds[block + 1] - side.bounds[block])
+        bounds = self._stored.bounds(walk)
+        rows = int(bounds[block + 1] - bounds[block])
         total = np.zeros(rows, np.int64)
         for other in range(self.grid[walk == "user"]):
             i, j = (block, other) if walk == "user" else (other, block)

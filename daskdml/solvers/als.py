@@ -79,7 +79,7 @@ class SolveRows:
             self._solve(new, block, factors, found, const)
         gradient, value, penalty = found.sum(axis=1)
         w = new[:, : self.model.k].astype(np.float64)
-        return new, HalfStats(value + const.sum(), penalty, gradient, w.T @ w)
+        return new, HalfStats(float(value + const.sum()), float(penalty), float(gradient), w.T @ w)
 
     def _descend(
         self, new: np.ndarray, block: RatingBlock, factors: np.ndarray, found: np.ndarray,

@@ -84,6 +84,38 @@ def test_als_equals_the_dense_reference(kind, dtype, tmp_path):
             assert np.abs(ours - theirs).max() <= close * max(1, np.abs(theirs).max()) * 10
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_conjugate_gradients_equal_the_dense_ones(dtype, tmp_path):
+    """A few steps give what NumPy's conjugate gradients give, and many the exact solution."""
+    ratings = made(tmp_path, dtype)
+    model = replace(KINDS["implicit"], dtype=np.dtype(dtype), cg_steps=2)
+    R, known = dense_parts(ratings)
+    history, (U, V), found, _ = run(ratings, model, ALS(), 2, 2)
+    U, V = U.astype(float), V.astype(float)
+    for t in range(2):
+        for X, Y, r, have in ((U, V, R, known), (V, U, R.T, known.T)):
+            k = model.k
+            for row in range(len(X)):
+                c = 1 + model.alpha * r[row]
+                F, lam = Y[:, :k], model.reg * have[row].sum() ** model.power
+                A, x = (F * c[:, None]).T @ F + lam * np.eye(k), X[row, :k]
+                residual = F.T @ (c * have[row]) - A @ x
+                p = residual.copy()
+                for _ in range(model.cg_steps):
+                    step = residual @ residual / (p @ A @ p)
+                    x += step * p
+                    after = residual - step * A @ p
+                    p = after + after @ after / (residual @ residual) * p
+                    residual = after
+        f = objective(model, R, known, U, V)
+        assert history[t].objective == pytest.approx(f, rel=1e-9 if dtype == np.float64 else 1e-5)
+    close = 1e-9 if dtype == np.float64 else 1e-4
+    assert np.abs(found[0] - U).max() < close and np.abs(found[1] - V).max() < close
+    exact = run(ratings, replace(model, cg_steps=0), ALS(), 2, 2)[2]
+    many = run(ratings, replace(model, cg_steps=50), ALS(), 2, 2)[2]
+    assert np.abs(exact[0] - many[0]).max() < close
+
+
 @pytest.mark.parametrize("kind", ["explicit", "implicit", "nonnegative"])
 def test_gradient_norms_fall_to_the_tolerance(kind, tmp_path):
     """ALS goes on until the gradient is a small share of the first, and f falls all the way."""
