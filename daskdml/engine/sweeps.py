@@ -91,7 +91,7 @@ class Sweeps(Opened):
             limit=self.promise(),
             baseline=self.baseline,
             block=self._tile_nbytes() * held,
-            encoded=self.ratings.scratch_nbytes * held,
+            encoded=(self.ratings.scratch_nbytes + self._stripe_nbytes()) * held,
             threads=max(w.threads for w in self.runner.workers()),
             prefetch=held,
             needs=needs,
@@ -113,20 +113,29 @@ class Sweeps(Opened):
         rows = sum(max(t.rows for t in side) for side in (users, items))
         return most * self.row_nbytes + 4 * rows * max(self.ratings.grid)
 
+    def _stripe_nbytes(self) -> int:
+        """Decoded bytes of the fullest row or column of blocks, while they become one."""
+        if self.paired:
+            return 0
+        nnz = self.ratings.nnz
+        return int(max(nnz.sum(axis=0).max(), nnz.sum(axis=1).max())) * self.row_nbytes
+
     def make(self, walk: Walk, init: Callable[[int, int], np.ndarray], label: str) -> Held:
         """First factors of one side; ``init(block, rows)`` gives those of a block."""
         name, stored = fit_name(label), self._stored(walk)
         graph: dict[Any, Any] = {f"{name}-init": DataNode(f"{name}-init", init)}
-        keys = [(name, tile.index) for tile in self.tiles[walk]]
-        for key, tile in zip(keys, self.tiles[walk], strict=True):
+        lanes: dict[Any, int] = {}
+        for tile in self.tiles[walk]:
+            key, made = (name, tile.index), (f"{name}-made", tile.index)
             where = self._where(stored, tile)
             graph[key] = Task(key, factor_tasks.make, TaskRef(f"{name}-init"), tile, where)
-        done = f"{name}-done"
-        graph[done] = Task(done, _nothing, *map(TaskRef, keys))
-        lanes = {key: tile.index for key, tile in zip(keys, self.tiles[walk], strict=True)}
-        places = self._places(len(keys))
-        ended = self.runner.run(Graph(graph, [done], lanes, keys), places, lambda record: None)
-        return Held(ended[1:], stored)
+            graph[made] = Task(made, _nothing, TaskRef(key))  # factors stay where they are
+            lanes |= {key: tile.index, made: tile.index}
+        keys = [(name, tile.index) for tile in self.tiles[walk]]
+        wanted = [(f"{name}-made", tile.index) for tile in self.tiles[walk]]
+        graph_of = Graph(graph, wanted, lanes, keys)
+        ended = self.runner.run(graph_of, self._places(len(keys)), lambda record: None)
+        return Held(ended[len(wanted) :], stored)
 
     def half_sweep(
         self, walk: Walk, rule: Callable[..., Any], own: Held, other: Held, label: str
@@ -155,9 +164,9 @@ class Sweeps(Opened):
         rule_key, tiles_key = f"{name}-rule", f"{name}-tiles"
         graph |= {rule_key: DataNode(rule_key, rule), tiles_key: DataNode(tiles_key, others)}
         lanes: dict[Any, int] = {}
-        for at, tile in enumerate(tiles):
+        gates = self._gates(name, len(tiles))
+        for at, (tile, gate) in enumerate(zip(tiles, gates, strict=True)):
             key = (name, tile.index)
-            gate = self._gate(name, at, len(tiles))
             load = self._load(graph, lanes, name, walk, tile, others, gate)
             graph[key] = Task(
                 key, factor_tasks.half_step, TaskRef(rule_key), TaskRef(tiles_key), TaskRef(load),
@@ -268,9 +277,10 @@ class Sweeps(Opened):
         graph |= {rule_key: DataNode(rule_key, rule), tiles_key: DataNode(tiles_key, others)}
         lanes: dict[Any, int] = {}
         parts = []
-        for at, tile in enumerate(self.tiles["user"]):
+        users_tiles = self.tiles["user"]
+        gates = self._gates(name, len(users_tiles))
+        for at, (tile, gate) in enumerate(zip(users_tiles, gates, strict=True)):
             key = (name, tile.index)
-            gate = self._gate(name, at, len(self.tiles["user"]))
             load = self._load(graph, lanes, name, "user", tile, others, gate, ratings)
             graph[key] = Task(
                 key, factor_tasks.score_step, TaskRef(rule_key), TaskRef(tiles_key), TaskRef(load),
@@ -353,12 +363,17 @@ class Sweeps(Opened):
         graph.setdefault(key, DataNode(key, how))
         return TaskRef(key)
 
-    def _gate(self, name: str, at: int, n: int) -> list[TaskRef]:
-        """Tiles of one lane are loaded one after the other, at most `prefetch` ahead."""
+    def _gates(self, name: str, n: int) -> list[list[TaskRef]]:
+        """What each tile's load waits for: tiles of one lane come one after the other."""
         slots = len(self._slots())
-        lane = [k for k in range(n) if k * slots // n == at * slots // n]
-        before = lane.index(at) - 1 - self.plan.prefetch
-        return [TaskRef((name, lane[before]))] if before >= 0 else []
+        lanes: dict[int, list[int]] = {}
+        gates: list[list[TaskRef]] = []
+        for k in range(n):
+            lane = lanes.setdefault(k * slots // n, [])
+            before = len(lane) - 1 - self.plan.prefetch
+            gates.append([TaskRef((name, lane[before]))] if before >= 0 else [])
+            lane.append(k)
+        return gates
 
     def _slots(self) -> list[str]:
         workers = self.runner.workers()
@@ -414,8 +429,8 @@ def _part(nnz: np.ndarray, tile: Tile, axis: int) -> np.ndarray:
     return nnz.take(range(tile.first, tile.first + len(tile.sizes)), axis=axis)
 
 
-def _nothing(*results: Any) -> None:
-    """What tells that others have ended."""
+def _nothing(result: Any) -> None:
+    """What tells that a task has ended."""
 
 
 def cut_tiles(bounds: np.ndarray, n: int) -> list[Tile]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -239,6 +240,7 @@ def _convert(
     with ExitStack() as stack:
         first = stack.enter_context(tempfile.TemporaryFile(prefix="daskdml-ratings-"))
         scan = _scan(batches, columns, first, how)
+        _release()
         p, q = _grid(scan, how)
         sides = scan.users.deal(p, how.seed), scan.items.deal(q, how.seed + 1)
         shuffled = stack.enter_context(Shuffled(scan.spill, sides))
@@ -247,6 +249,12 @@ def _convert(
         first.close()
         writer = _Writer(store, prefix, shuffled, scan, how, columns)
         return writer.write()
+
+
+def _release() -> None:
+    """Give back what pyarrow's allocator keeps of the batches it has read."""
+    if "pyarrow" in sys.modules:
+        sys.modules["pyarrow"].default_memory_pool().release_unused()
 
 
 def _scan(batches: Iterator[Batch], columns: Columns, file: Any, how: _How) -> _Scan:

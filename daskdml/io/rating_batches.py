@@ -18,7 +18,7 @@ __all__ = ["Batch", "Columns", "rating_batches"]
 ROWS = 1 << 20
 """Ratings in a batch, at most."""
 
-CSV_BLOCK = 1 << 24
+CSV_BLOCK = 1 << 23
 """Bytes of a text file that are parsed at a time."""
 
 _ARROW = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
@@ -170,7 +170,8 @@ def _csv(path: str, fs: Any, inside: str, columns: Columns) -> Iterator[Any]:
     import pyarrow
     import pyarrow.csv
 
-    reads = pyarrow.csv.ReadOptions(block_size=CSV_BLOCK)
+    # Its threads would parse ahead, some hundred MB of it.
+    reads = pyarrow.csv.ReadOptions(block_size=CSV_BLOCK, use_threads=False)
     wanted = pyarrow.csv.ConvertOptions(include_columns=columns.names)
     delimiter = "\t" if ".tsv" in os.path.basename(path) else ","
     parses = pyarrow.csv.ParseOptions(delimiter=delimiter)
