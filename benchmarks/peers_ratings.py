@@ -1,6 +1,6 @@
 """W4: seconds, test errors and objectives of MatrixFactorization and of other recommenders.
 
-python -m benchmarks.peers_ratings report --python PEERS/bin/python [--scale 1.0] [--runs 3]
+python -m benchmarks.peers_ratings report --python PEERS/bin/python [--scale 1.0] [--runs 3] [--only WORD ...]
 
 PEERS is an environment of its own with numpy, scipy, pandas, libmf, cmfrec and implicit; daskdml
 needs none of them. Set LIBMF_OBJ to a fast build of LIBMF (see `benchmarks.rating_peers`).
@@ -136,8 +136,10 @@ OURS = (convert, store, factorize)
 CASES = {f.__name__: f for f in (*PEERS, *OURS)}
 
 
-def report(python: str, folder: Path, scale: float, runs: int, threads: int) -> list[Result]:
-    """All peers, one after another."""
+def report(
+    python: str, folder: Path, scale: float, runs: int, threads: int, only: list[str]
+) -> list[Result]:
+    """All peers, one after another; or those whose titles have one of some words."""
     from benchmarks.measure import median_run
 
     work = W4.scaled(scale)
@@ -145,6 +147,8 @@ def report(python: str, folder: Path, scale: float, runs: int, threads: int) -> 
     path, rows = work.write_split(folder), []
 
     def add(title: str, case: str, path: Path = path, times: int = runs, **arguments: Any) -> None:
+        if only and not any(word in title for word in only):
+            return
         own = case in {f.__name__ for f in OURS}
         found = median_run(
             times, case, module="benchmarks.peers_ratings",
@@ -166,7 +170,7 @@ def report(python: str, folder: Path, scale: float, runs: int, threads: int) -> 
         add(title, "factorize", solver="sgd", max_iter=sweeps, **SGD, **ours)
     for sweeps in (5, 10):
         add(f"cmfrec, {sweeps} sweeps", "cmfrec", sweeps=sweeps, threads=threads, **CMFREC)
-    for sweeps in (6, 8):
+    for sweeps in (6, 12):
         add(f"daskdml als, {sweeps} sweeps", "factorize", max_iter=sweeps, **ALS, **ours)
     for k in (32, 64, 128):
         settings = {"k": k, "sweeps": 4, "threads": threads, **IMPLICIT}
@@ -194,8 +198,9 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the ratings")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=[], help="words of the cases' titles")
     args = parser.parse_args()
-    rows = report(args.python, args.folder, args.scale, args.runs, args.threads)
+    rows = report(args.python, args.folder, args.scale, args.runs, args.threads, args.only)
     (args.folder / "peers-ratings.json").write_text(json.dumps(rows, indent=1))
 
 

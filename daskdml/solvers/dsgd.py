@@ -80,7 +80,8 @@ class Steps:
         total = 0.0
         for W, n in zip((U, V), counts, strict=True):
             w = W[:, : self.model.width]
-            total += float(np.einsum("rk,rk,r,r->", w, w, W[:, -1], n, dtype=np.float64))
+            squares = np.einsum("rk,rk->r", w, w).astype(np.float64)
+            total += float((squares * W[:, -1]) @ n)
         return total
 
 
