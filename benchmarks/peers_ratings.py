@@ -1,6 +1,6 @@
 """W4: seconds, test errors and objectives of MatrixFactorization and of other recommenders.
 
-python -m benchmarks.peers_ratings report --python PEERS/bin/python [--scale 1.0] [--runs 3] [--only WORD ...]
+python -m benchmarks.peers_ratings report --python PEERS/bin/python [--scale 1.0] [--only WORD ...]
 
 PEERS is an environment of its own with numpy, scipy, pandas, libmf, cmfrec and implicit; daskdml
 needs none of them. Set LIBMF_OBJ to a fast build of LIBMF (see `benchmarks.rating_peers`).

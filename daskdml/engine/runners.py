@@ -6,7 +6,6 @@ A runner is one small protocol; nothing above this file knows which one it has.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -56,8 +55,6 @@ class Worker:
     threads: int
     limit: int
 
-
-_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
 Told = Callable[[tasks.BlockRecord], None]
 Rehearse = Callable[[], None] | None
@@ -121,15 +118,8 @@ _BASELINE = _Baseline()
 
 
 def _resident_bytes() -> int:
-    give_back()
+    buffers.give_back()
     return int(psutil.Process().memory_info().rss)
-
-
-def give_back() -> None:
-    """Return free memory to the operating system, where the C library can."""
-    buffers.trim()
-    if _malloc_trim is not None:
-        _malloc_trim(0)
 
 
 def make_ready(rehearse: Rehearse = None) -> int:
@@ -371,7 +361,7 @@ class Cluster:
 def forget_blocks(token: str) -> int:
     """Forget a fit's pinned blocks and free buffers; gives this process's peak resident bytes."""
     PINNED.drop(token)
-    give_back()
+    buffers.give_back()
     return peak_bytes()
 
 

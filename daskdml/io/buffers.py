@@ -7,6 +7,7 @@ memory, as much as a fast codec needs. So the memory of a dead array goes to the
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
 import os
@@ -19,7 +20,7 @@ from numpy.typing import DTypeLike
 
 from daskdml.units import bytes_text
 
-__all__ = ["BufferPool", "empty", "free_bytes", "set_limit", "trim"]
+__all__ = ["BufferPool", "empty", "free_bytes", "give_back", "set_limit", "trim"]
 
 SMALLEST = 1 << 20
 """Arrays below this many bytes are not worth pooling."""
@@ -172,3 +173,12 @@ empty = _POOL.empty
 free_bytes = _POOL.free_bytes
 set_limit = _POOL.set_limit
 trim = _POOL.trim
+
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+
+
+def give_back() -> None:
+    """Return free memory to the operating system, where the C library can."""
+    trim()
+    if _malloc_trim is not None:
+        _malloc_trim(0)

@@ -19,6 +19,7 @@ from dask.utils import parse_bytes
 from zarr.abc.store import Store
 from zarr.storage import MemoryStore
 
+from daskdml.io import buffers
 from daskdml.io.arrays import create_array
 from daskdml.io.layout import FORMAT
 from daskdml.io.rating_batches import Batch, Columns, rating_batches
@@ -247,14 +248,16 @@ def _convert(
         for batch in scan.spill.batches():
             shuffled.add(batch)
         first.close()
+        _release()
         writer = _Writer(store, prefix, shuffled, scan, how, columns)
         return writer.write()
 
 
 def _release() -> None:
-    """Give back what pyarrow's allocator keeps of the batches it has read."""
+    """Give back what allocators keep of the batches that were read."""
     if "pyarrow" in sys.modules:
         sys.modules["pyarrow"].default_memory_pool().release_unused()
+    buffers.give_back()
 
 
 def _scan(batches: Iterator[Batch], columns: Columns, file: Any, how: _How) -> _Scan:
