@@ -17,7 +17,7 @@ from daskdml.engine.sweeps import Held, Sweeps, cut_tiles
 from daskdml.estimators.fitting import sweep_attributes
 from daskdml.estimators.recommending import sorted_table
 from daskdml.io.factors import FactorStore, FactorTable, StoredFactors
-from daskdml.io.ratings import Ratings, Side, Walk
+from daskdml.io.ratings import Ratings, Walk
 from daskdml.solvers.als import ALS, SolveRows
 from daskdml.solvers.base import running
 from daskdml.solvers.dsgd import DSGD, EXTRA, Steps, WithSums
@@ -161,7 +161,7 @@ def _start(data: Sweeps, task: FactorTask) -> tuple[Held, Held]:
     for number, walk in enumerate(sides):
         init: Any = FirstFactors(task.model, number, scale)
         if task.known is not None:
-            side: Side = data.ratings.users if walk == "user" else data.ratings.items
+            side = data.ratings.side(walk)
             table = task.known[number]
             init = KnownFactors(init, table, table.side.find(side.ids), side.bounds)
         if task.solver == "sgd":
@@ -177,7 +177,7 @@ def _rmse(data: Sweeps, model: Model, held_out: Ratings, users: Held, items: Hel
 
 
 def _table(data: Sweeps, walk: Walk, held: Held, columns: int) -> FactorTable:
-    side: Side = data.ratings.users if walk == "user" else data.ratings.items
+    side = data.ratings.side(walk)
     if held.name is None or data.store is None:
         rows = data.fetch(held)[:, :columns]
         return sorted_table(FactorTable(side, rows, columns))

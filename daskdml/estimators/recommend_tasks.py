@@ -52,9 +52,15 @@ class RowsOf:
 
     def __call__(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """indptr (n + 1,) and items of users, given by id."""
+        indptr, items, _ = self.rated(users)
+        return indptr, items
+
+    def rated(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """indptr (n + 1,), items, rising within a user, and ratings of users, given by id."""
         side, at = self.ratings.users, self.ratings.users.find(users)
         of = np.searchsorted(side.bounds, at, side="right") - 1
         rows, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        values = [np.zeros(0, self.ratings.dtype)]
         for i in np.unique(of[at >= 0]).tolist():
             here = np.flatnonzero((of == i) & (at >= 0))
             local = at[here] - side.bounds[i]
@@ -63,15 +69,16 @@ class RowsOf:
                 starts, counts = block.indptr[local], np.diff(block.indptr)[local]
                 inside = np.repeat(starts - np.append(0, np.cumsum(counts)[:-1]), counts)
                 inside = inside + np.arange(len(inside))
-                found, owner = block.indices[inside], np.repeat(here, counts)
+                owner = np.repeat(here, counts)
                 if self.threshold is not None:
-                    counts_too = block.values[inside] >= self.threshold
-                    found, owner = found[counts_too], owner[counts_too]
+                    enough = block.values[inside] >= self.threshold
+                    inside, owner = inside[enough], owner[enough]
                 rows.append(owner)
-                items.append(self._place[found + self.ratings.items.bounds[j]])
+                items.append(self._place[block.indices[inside] + self.ratings.items.bounds[j]])
+                values.append(block.values[inside])
         row, item = np.concatenate(rows), np.concatenate(items)
         order = np.lexsort((item, row))
-        return starts_of(row, len(users)), item[order]
+        return starts_of(row, len(users)), item[order], np.concatenate(values)[order]
 
 
 def _both(
@@ -284,8 +291,7 @@ def error_metrics(test: Ratings, model: Model, tables: Tables) -> dict[str, floa
 
 def fold_in(ratings: Ratings, model: Model, items: FactorTable) -> FactorTable:
     """Factors of the users of new ratings, with the items' as they are."""
-    indptr, places = RowsOf(ratings, items.side)(ratings.users.ids)
-    values = _values(ratings, items.side)
+    indptr, places, values = RowsOf(ratings, items.side).rated(ratings.users.ids)
     known = places < len(items)
     row = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))[known]
     block, used = needed(
@@ -295,28 +301,13 @@ def fold_in(ratings: Ratings, model: Model, items: FactorTable) -> FactorTable:
         ),
         len(items),
     )  # fmt: skip
-    factors = np.concatenate([rows[used[at : at + len(rows)]] for at, rows in items.blocks()])
-    gram = None
-    if model.implicit:
-        gram = np.zeros((model.k, model.k))
-        for _, factors in items.blocks():
+    gathered, gram = [], np.zeros((model.k, model.k))
+    for at, factors in items.blocks():
+        gathered.append(factors[used[at : at + len(factors)]])
+        if model.implicit:
             w = factors[:, : model.k].astype(np.float64)
             gram += w.T @ w
     old = np.zeros((len(indptr) - 1, model.width), model.dtype)
-    rows, _ = SolveRows(model, gram)(old, block, factors)
+    solve = SolveRows(model, gram if model.implicit else None)
+    rows, _ = solve(old, block, np.concatenate(gathered))
     return FactorTable(Side(ratings.users.ids, np.array([0, len(rows)])), rows, model.width)
-
-
-def _values(ratings: Ratings, items: Side) -> np.ndarray:
-    """Ratings in the order of `RowsOf`: by user, then by the item's place in the model."""
-    found = items.find(ratings.items.ids)
-    place = np.where(found >= 0, found, len(items) + np.arange(len(found)))
-    users, columns, values = [], [], []
-    for i, j in np.ndindex(ratings.grid):
-        block, _ = ratings.read("user", i, j)
-        u, v = ratings.pairs("user", i, j, block)
-        users.append(u)
-        columns.append(place[v])
-        values.append(block.values)
-    order = np.lexsort((np.concatenate(columns), np.concatenate(users)))
-    return np.concatenate(values)[order]

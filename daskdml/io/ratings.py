@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -167,6 +167,7 @@ _CACHE_SIZE = 32
 
 
 def from_node(url: str, node: Any) -> Stored:
+    """The arrays of a Zarr group of ratings, checked; `url` names it in errors."""
     attributes: dict[str, Any] = dict(node.attrs) if isinstance(node, zarr.Group) else {}
     own: dict[str, Any] = attributes.get("daskdml") or {}
     if own.get("kind") != "ratings":
@@ -231,7 +232,6 @@ class Ratings:
     identity: str
     parts: tuple[Part, ...] = ()
     memory: Stored | None = None
-    feature_names: ClassVar[None] = None
 
     @property
     def in_memory(self) -> bool:
@@ -300,20 +300,19 @@ class Ratings:
         """Where the blocks of users or items begin, (n_blocks + 1,)."""
         return self._stored.bounds(walk)
 
+    def side(self, walk: Walk) -> Side:
+        """Ids of the users or of the items, in the order of the blocks."""
+        return self._stored.side(walk)
+
     @property
     def users(self) -> Side:
         """Ids of the users, in the order of the blocks."""
-        return self._stored.side("user")
+        return self.side("user")
 
     @property
     def items(self) -> Side:
         """Ids of the items, in the order of the blocks."""
-        return self._stored.side("item")
-
-    @property
-    def token(self) -> str:
-        """Names these ratings, the same in every process."""
-        return f"{self.identity}-{self.parts!r}"
+        return self.side("item")
 
     @property
     def block_nbytes(self) -> int:

@@ -161,6 +161,18 @@ def test_fold_in_solves_for_new_users(data):
     assert not set(items) & set(model.recommend([999_999], k=80)[0][0].tolist())
 
 
+def test_fold_in_of_implicit_feedback():
+    """A newcomer with an old user's ratings comes near the factors that the fit gave that user."""
+    rng = np.random.default_rng(0)
+    users, items = np.nonzero(rng.random((60, 40)) < 0.3)
+    ratings = (users, items, np.ones(len(users)))
+    model = MatrixFactorization(5, feedback="implicit", max_iter=200, tol=1e-8, random_state=0)
+    model.fit(ratings)
+    own = users == 7
+    model.fold_in((np.full(own.sum(), 1000), items[own], np.ones(own.sum())))
+    assert np.allclose(model.user_factors_[-1], model.user_factors_[7], atol=1e-2)
+
+
 def test_warm_start_and_partial_fit(data):
     """A warm start goes on from the last factors; partial_fit adds ids and keeps the others."""
     short = MatrixFactorization(4, max_iter=3, tol=0, random_state=0).fit(data)
