@@ -61,7 +61,7 @@ class Each(Opened):
         total = None
         for start in range(0, self.n, SEGMENT):
             name = fit_name(label)
-            slots = [w.name for w in self.runner.workers() for _ in range(w.threads)]
+            slots = self._slots()
             graph: dict[Any, Any] = {f"{name}-fn": DataNode(f"{name}-fn", fn)}
             keys = [(name, k) for k in range(start, min(start + SEGMENT, self.n))]
             for at, key in enumerate(keys):

@@ -131,6 +131,10 @@ class Opened(ABC):
             promise += self.baseline
         return promise
 
+    def _slots(self) -> list[str]:
+        """The worker of each compute slot there is now."""
+        return [w.name for w in self.runner.workers() for _ in range(w.threads)]
+
     def _start(self, label: str, n_blocks: int, n_rows: int) -> None:
         if label in self._under_way:
             return  # the pass goes on

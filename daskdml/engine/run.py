@@ -235,8 +235,7 @@ class Data(Opened):
         totals, states = NOTHING, list(states)
         replicas = max(len(row) for row in schedule)
         for segment in _batched(schedule, max(1, SEGMENT_GROUPS // replicas)):
-            workers = self.runner.workers()
-            slots = [w.name for w in workers for _ in range(w.threads)]
+            slots = self._slots()
             places = [slots[k * len(slots) // replicas % len(slots)] for k in range(replicas)]
             read = self._read(tasks.ALL_PARTS)
             graph = rounds_graph(
@@ -255,9 +254,8 @@ class Data(Opened):
 
     def _lanes(self, groups: Sequence[Group]) -> tuple[list[list[Group]], list[str]]:
         """Groups of each compute slot; a pinned group stays with the worker that holds it."""
-        workers = self.runner.workers()
-        places = [w.name for w in workers for _ in range(w.threads)]
-        self._note_changes({w.name for w in workers})
+        places = self._slots()
+        self._note_changes(set(places))
         lanes: list[list[Group]] = [[] for _ in places]
         free = []
         for group in groups:

@@ -375,14 +375,10 @@ class Sweeps(Opened):
             lane.append(k)
         return gates
 
-    def _slots(self) -> list[str]:
-        workers = self.runner.workers()
-        self._note_changes({w.name for w in workers})
-        return [w.name for w in workers for _ in range(w.threads)]
-
     def _places(self, n: int) -> list[str]:
         """The worker of each tile: neighbours share one."""
         slots = self._slots()
+        self._note_changes(set(slots))
         return [slots[k * len(slots) // n] for k in range(n)]
 
     def _stored(self, walk: Walk) -> str | None:
