@@ -170,7 +170,7 @@ def report(
         add(title, "factorize", solver="sgd", max_iter=sweeps, **SGD, **ours)
     for sweeps in (5, 10):
         add(f"cmfrec, {sweeps} sweeps", "cmfrec", sweeps=sweeps, threads=threads, **CMFREC)
-    for sweeps in (6, 12):
+    for sweeps in (5, 6, 12):
         add(f"daskdml als, {sweeps} sweeps", "factorize", max_iter=sweeps, **ALS, **ours)
     for k in (32, 64, 128):
         settings = {"k": k, "sweeps": 4, "threads": threads, **IMPLICIT}

@@ -14,10 +14,10 @@ from daskdml.engine.memory import Needs
 from daskdml.engine.sweeps import Held, Sweeps
 from daskdml.kernels.factors import (
     Normals,
-    add_explicit,
-    add_implicit,
+    add_ratings,
     batch_rows,
     cg_implicit,
+    descend_rows,
     normals_nbytes,
     solve_rows,
 )
@@ -96,30 +96,24 @@ class SolveRows:
         self, new: np.ndarray, block: RatingBlock, factors: np.ndarray, found: np.ndarray,
         const: np.ndarray,
     ) -> None:  # fmt: skip
-        model, m = self.model, self.model.unknowns
+        model, m, one = self.model, self.model.unknowns, new.dtype.type
         base = None if self.gram is None else self.gram.astype(new.dtype)
         batch = batch_rows(m, new.itemsize)
         normals = Normals.zeros(min(batch, len(new)), m, new.dtype)
-        positive = model.k if model.nonnegative else 0
         for lo in range(0, len(new), batch):
             rows = slice(lo, lo + batch)
             at = normals.begin(len(new[rows]), base)
-            self._add(at, block, lo, factors)
-            solve_rows(
-                at.A, at.b, at.count, model.reg, model.power, positive, new[rows], found[:, rows]
-            )
-            const[rows] = at.const
-
-    def _add(self, to: Normals, block: RatingBlock, lo: int, factors: np.ndarray) -> None:
-        indptr = block.indptr[lo : lo + len(to.b) + 1]
-        one = factors.dtype.type
-        rest = (indptr, block.indices, block.values, factors)
-        if self.model.implicit:
-            add_implicit(to.A, to.b, to.const, to.count, *rest, one(self.model.alpha))
-        else:
-            add_explicit(
-                to.A, to.b, to.const, to.count, *rest, one(self.model.mean), self.model.biases
-            )
+            add_ratings(
+                at.A, at.b, at.const, at.count, block.indptr[lo : lo + len(at.b) + 1],
+                block.indices, block.values, factors, one(model.mean), one(model.alpha),
+                model.implicit, model.biases,
+            )  # fmt: skip
+            equations = at.A, at.b, at.count, model.reg, model.power
+            if model.nonnegative:
+                descend_rows(*equations, model.k, m, new[rows], found[:, rows])
+            else:
+                solve_rows(*equations, m, new[rows], found[:, rows])
+            const[rows] += at.const
 
 
 @dataclass(frozen=True)
