@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from daskdml.io import buffers
 from daskdml.io.chunks import ReadStats
 from daskdml.io.factors import StoredFactors
 from daskdml.io.ratings import Ratings, Walk
-from daskdml.kernels.ratings import RatingBlock, beside, needed, row_ranges
+from daskdml.kernels.ratings import RatingBlock, below, beside, needed, row_ranges
 
 GATHER_BYTES = (
     64_000_000  # of the other side's factors that a task keeps, where they lie in a store
@@ -34,11 +35,15 @@ class Tile:
         Number of the first block.
     sizes : tuple of int
         Users or items of each block.
+    n_pieces : int or None
+        So many pieces of consecutive blocks are worked on one after the other; None means each
+        block alone.
     """
 
     index: int
     first: int
     sizes: tuple[int, ...]
+    n_pieces: int | None = None
 
     @property
     def rows(self) -> int:
@@ -46,10 +51,18 @@ class Tile:
         return sum(self.sizes)
 
     @property
+    def pieces(self) -> list[range]:
+        """Numbers of the blocks of each piece."""
+        n, of = len(self.sizes), min(self.n_pieces or len(self.sizes), len(self.sizes))
+        edges = [self.first + k * n // of for k in range(of + 1)]
+        return [range(a, b) for a, b in pairwise(edges)]
+
+    @property
     def slices(self) -> list[slice]:
-        """Where each block's rows are among the tile's."""
-        ends = np.cumsum(self.sizes).tolist()
-        return [slice(end - n, end) for end, n in zip(ends, self.sizes, strict=True)]
+        """Where each piece's rows are among the tile's."""
+        ends = np.cumsum([0, *self.sizes])
+        at = [(piece.start - self.first, piece.stop - self.first) for piece in self.pieces]
+        return [slice(int(ends[a]), int(ends[b])) for a, b in at]
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,10 @@ class ReadTiles:
 
 @dataclass(frozen=True)
 class LoadedTile:
-    """Rating blocks in memory, by number of the own and the other side's block, or 0 for all."""
+    """Ratings in memory, by the first block of the own and of the other side's piece.
+
+    0 stands for the other side's first where all of it is one piece.
+    """
 
     blocks: dict[tuple[int, int], RatingBlock]
     record: BlockRecord
@@ -100,8 +116,8 @@ def load_tile(
 ) -> LoadedTile:  # fmt: skip
     """Ratings of a tile for the other side's tiles; holds no compute slot while it reads.
 
-    `index` names the tile among all that a fit reads; with `whole`, the blocks of a row of the grid
-    become one, whose indices count over all tiles; `gate` only orders.
+    `index` names the tile among all that a fit reads; with `whole`, the other side's tiles are one
+    piece, whose indices count over all of them; `gate` only orders.
     """
     began = time.time()
     if how.budget is not None:
@@ -114,19 +130,20 @@ def load_tile(
         buffers.set_limit(how.spare)
         leave_slot()
     blocks, stats = {}, ReadStats()
-    for a in range(own.first, own.first + len(own.sizes)):
-        stripe = {}
-        for other in others:
-            for b in range(other.first, other.first + len(other.sizes)):
-                i, j = (a, b) if walk == "user" else (b, a)
-                stripe[b], more = how.ratings.read(walk, i, j)
-                stats += more
-        if whole:
-            sizes = [n for other in others for n in other.sizes]
-            offsets = np.cumsum([0, *sizes[:-1]])
-            blocks[a, 0] = beside(list(stripe.values()), offsets)
-        else:
-            blocks |= {(a, b): block for b, block in stripe.items()}
+    sizes = {b: n for other in others for b, n in enumerate(other.sizes, other.first)}
+    columns = [range(len(sizes))] if whole else [p for other in others for p in other.pieces]
+    for rows in own.pieces:
+        for piece in columns:
+            offsets = np.cumsum([0, *(sizes[b] for b in piece[:-1])])
+            stripes = []
+            for a in rows:
+                stripe = []
+                for b in piece:
+                    block, more = how.ratings.read(walk, *((a, b) if walk == "user" else (b, a)))
+                    stripe.append(block)
+                    stats += more
+                stripes.append(beside(stripe, offsets))
+            blocks[rows.start, piece.start] = below(stripes)
     record = BlockRecord(
         how.token, index, sum(b.nnz for b in blocks.values()), stats.nbytes, worker_name(), False,
         began, time.time(), stats.read_seconds, stats.decode_seconds,
@@ -184,9 +201,9 @@ def half_step(
 ) -> Step:
     """New factors of a tile, given the other side's.
 
-    ``rule(old, block, factors) -> new, value`` is called for rows of one block at a time. Factors
+    ``rule(old, block, factors) -> new, value`` is called for rows of one piece at a time. Factors
     in a store are read tile by tile, and only the rows that are needed stay, `GATHER_BYTES` at
-    most: no process holds a side. The values come in a list, block by block, so that their sum does
+    most: no process holds a side. The values come in a list, piece by piece, so that their sum does
     not depend on the tiles.
     """
 
@@ -194,8 +211,8 @@ def half_step(
         old, new, values = load(own.factors[0]), [], []
         in_store = isinstance(others[0].factors[0], StoredFactors)
         whole = None if in_store else np.concatenate([load(step.factors[0]) for step in others])
-        for n, rows in enumerate(tile.slices):
-            stripe = loaded.blocks[tile.first + n, 0]
+        for piece, rows in zip(tile.pieces, tile.slices, strict=True):
+            stripe = loaded.blocks[piece.start, 0]
             if whole is not None:
                 found = [rule(old[rows], stripe, whole)]
             else:
@@ -242,15 +259,16 @@ def pair_step(
 ) -> Step:
     """New factors of a tile of users and of a tile of items, from the ratings of both.
 
-    ``rule(U, V, block, t, i, j) -> value`` changes U and V, which are copies, in place.
+    ``rule(U, V, block, t, i, j) -> value`` changes U and V, which are copies, in place; i and j
+    are the first blocks of the two pieces.
     """
     users, items = tiles
 
     def work() -> tuple[tuple[np.ndarray, np.ndarray], Any]:
         U, V = fresh(own.factors[0]), fresh(other.factors[0])
         total = None
-        for n, m in _visits(len(users.sizes), len(items.sizes)):
-            i, j = users.first + n, items.first + m
+        for n, m in _visits(len(users.pieces), len(items.pieces)):
+            i, j = users.pieces[n].start, items.pieces[m].start
             value = rule(U[users.slices[n]], V[items.slices[m]], loaded.blocks[i, j], t, i, j)
             total = value if total is None else total + value
         return (U, V), total
@@ -270,15 +288,15 @@ def score_step(
     rule: Callable[..., Any], tiles: Sequence[Tile], loaded: LoadedTile, own: Step, tile: Tile,
     others: list[Step],
 ) -> Part:  # fmt: skip
-    """Sum of ``rule(U, V, block)`` over the blocks of a tile."""
+    """Sum of ``rule(U, V, block)`` over the pieces of a tile."""
 
     def work() -> tuple[None, Any]:
         U, total = load(own.factors[0]), None
         for other, step in zip(tiles, others, strict=True):
             V = load(step.factors[0])
-            for n, rows in enumerate(tile.slices):
-                for m, columns in enumerate(other.slices):
-                    block = loaded.blocks[tile.first + n, other.first + m]
+            for first, rows in zip(tile.pieces, tile.slices, strict=True):
+                for second, columns in zip(other.pieces, other.slices, strict=True):
+                    block = loaded.blocks[first.start, second.start]
                     value = rule(U[rows], V[columns], block)
                     total = value if total is None else total + value
         return None, total

@@ -21,6 +21,7 @@ from daskdml.engine.runners import fit_name
 from daskdml.io.factors import FactorStore, StoredFactors
 from daskdml.io.ratings import Ratings, Walk
 
+_SIDES: tuple[Walk, Walk] = ("user", "item")
 LINEAGE_SECONDS = 10.0  # of sweeps that a lost worker can make Dask repeat
 CURE = (
     "convert the ratings with a finer grid, run fewer threads per worker, or keep the factors in a "
@@ -91,7 +92,7 @@ class Sweeps(Opened):
             limit=self.promise(),
             baseline=self.baseline,
             block=self._tile_nbytes() * held,
-            encoded=(self.ratings.scratch_nbytes + self._stripe_nbytes()) * held,
+            encoded=(self.ratings.scratch_nbytes + self._merging_nbytes()) * held,
             threads=max(w.threads for w in self.runner.workers()),
             prefetch=held,
             needs=needs,
@@ -113,12 +114,17 @@ class Sweeps(Opened):
         rows = sum(max(t.rows for t in side) for side in (users, items))
         return most * self.row_nbytes + 4 * rows * max(self.ratings.grid)
 
-    def _stripe_nbytes(self) -> int:
-        """Decoded bytes of the fullest row or column of blocks, while they become one."""
-        if self.paired:
-            return 0
-        nnz = self.ratings.nnz
-        return int(max(nnz.sum(axis=0).max(), nnz.sum(axis=1).max())) * self.row_nbytes
+    def _merging_nbytes(self) -> int:
+        """Decoded bytes that it takes at most to make blocks one."""
+        nnz, most = self.ratings.nnz, 0
+        if not self.paired:
+            return int(max(nnz.sum(axis=0).max(), nnz.sum(axis=1).max())) * self.row_nbytes
+        pieces = [[p for tile in self.tiles[side] for p in tile.pieces] for side in _SIDES]
+        for rows in pieces[0]:
+            for columns in pieces[1]:
+                if len(rows) * len(columns) > 1:
+                    most = max(most, int(nnz.take(rows, axis=0).take(columns, axis=1).sum()))
+        return 2 * most * self.row_nbytes  # as stripes, then one below the other
 
     def make(self, walk: Walk, init: Callable[[int, int], np.ndarray], label: str) -> Held:
         """First factors of one side; ``init(block, rows)`` gives those of a block."""
@@ -429,8 +435,16 @@ def _nothing(result: Any) -> None:
     """What tells that a task has ended."""
 
 
-def cut_tiles(bounds: np.ndarray, n: int) -> list[Tile]:
+def cut_tiles(bounds: np.ndarray, n: int, n_pieces: int | None = None) -> list[Tile]:
     """Cut one side's blocks into at most n tiles of as many blocks each.
+
+    Parameters
+    ----------
+    bounds : ndarray of shape (n_blocks + 1,)
+        Where the rows of each block begin.
+    n : int
+    n_pieces : int or None
+        See `Tile`.
 
     Examples
     --------
@@ -439,4 +453,4 @@ def cut_tiles(bounds: np.ndarray, n: int) -> list[Tile]:
     """
     sizes = np.diff(bounds).tolist()
     edges = [k * len(sizes) // min(n, len(sizes)) for k in range(min(n, len(sizes)) + 1)]
-    return [Tile(k, a, tuple(sizes[a:b])) for k, (a, b) in enumerate(pairwise(edges))]
+    return [Tile(k, a, tuple(sizes[a:b]), n_pieces) for k, (a, b) in enumerate(pairwise(edges))]

@@ -33,6 +33,7 @@ from daskdml.solvers.rehearsal import rehearse_factors
 
 TASK_RATINGS = 1_000_000  # of a tile of one side, at least, where the grid allows it
 PAIR_RATINGS = 4_000_000  # of a tile of both sides
+PIECE_RATINGS = 1_000_000  # of the blocks of such a tile that become one: finer ones cost more
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def _tiles(
     most = min(p, q)
     n = most if in_store else min(most, max(2, math.isqrt(ratings.n_stored // PAIR_RATINGS)))
     n = n_replicas or n
-    return {"user": cut_tiles(users, n), "item": cut_tiles(items, n)}, n
+    pieces = None if in_store else max(1, math.isqrt(ratings.n_stored // (n * n * PIECE_RATINGS)))
+    return {"user": cut_tiles(users, n, pieces), "item": cut_tiles(items, n, pieces)}, n
 
 
 def _needs(

@@ -282,9 +282,11 @@ def beside(blocks: list[RatingBlock], offsets: np.ndarray) -> RatingBlock:
     >>> two = RatingBlock(np.array([0, 1, 2]), np.array([1, 0], np.int32), np.array([3.0, 4.0]))
     >>> both = beside([one, two], np.array([0, 10]))
     >>> both.indptr, both.indices, both.values
-    (array([0, 2, 3]), array([ 0, 11, 10], dtype=int32), array([5., 3., 4.]))
+    (array([0, 2, 3], dtype=int32), array([ 0, 11, 10], dtype=int32), array([5., 3., 4.]))
     """
-    indptr = np.sum([block.indptr.astype(np.int64) for block in blocks], axis=0)
+    if len(blocks) == 1 and offsets[0] == 0:
+        return blocks[0]
+    indptr = _offsets(np.sum([block.indptr.astype(np.int64) for block in blocks], axis=0))
     indices, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], blocks[0].values.dtype)
     free = indptr[:-1].copy()
     for block, offset in zip(blocks, offsets, strict=True):
@@ -292,6 +294,32 @@ def beside(blocks: list[RatingBlock], offsets: np.ndarray) -> RatingBlock:
             block.indptr, block.indices, block.values, np.int32(offset), free, indices, values
         )
     return RatingBlock(indptr, indices, values)
+
+
+def below(blocks: list[RatingBlock]) -> RatingBlock:
+    """Blocks of the same columns as one, the rows of each after those of the one before.
+
+    Examples
+    --------
+    >>> one = RatingBlock(np.array([0, 1, 1]), np.array([0], np.int32), np.array([5.0]))
+    >>> two = RatingBlock(np.array([0, 2]), np.array([0, 1], np.int32), np.array([3.0, 4.0]))
+    >>> both = below([one, two])
+    >>> both.indptr, both.indices, both.values
+    (array([0, 1, 1, 3], dtype=int32), array([0, 0, 1], dtype=int32), array([5., 3., 4.]))
+    """
+    if len(blocks) == 1:
+        return blocks[0]
+    counts = [np.diff(block.indptr) for block in blocks]
+    return RatingBlock(
+        _offsets(np.cumsum(np.concatenate([[0], *counts]), dtype=np.int64)),
+        np.concatenate([block.indices for block in blocks]),
+        np.concatenate([block.values for block in blocks]),
+    )
+
+
+def _offsets(indptr: np.ndarray) -> np.ndarray:
+    """Offsets as blocks have them, so that kernels are compiled for one kind of them."""
+    return indptr.astype(np.int32) if indptr[-1] < 2**31 else indptr
 
 
 def needed(block: RatingBlock, n: int) -> tuple[RatingBlock, np.ndarray]:

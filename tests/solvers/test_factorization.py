@@ -40,10 +40,10 @@ def made(folder, dtype=np.float64, grid=(3, 2)):
     return convert_ratings(data, folder / "r.zarr", dtype=dtype, grid=grid)
 
 
-def run(ratings, model, solver, sweeps, tiles, runner=None, tol=0.0):
+def run(ratings, model, solver, sweeps, tiles, runner=None, tol=0.0, pieces=None):
     """Fit from the model's first factors; gives history, first and last factors, by side."""
-    cut = {"user": cut_tiles(ratings.users.bounds, tiles),
-           "item": cut_tiles(ratings.items.bounds, tiles)}  # fmt: skip
+    cut = {"user": cut_tiles(ratings.users.bounds, tiles, pieces),
+           "item": cut_tiles(ratings.items.bounds, tiles, pieces)}  # fmt: skip
     width = model.width + EXTRA * solver.paired
     with (
         Sweeps(Engine(runner), ratings, cut, width, Needs(), None, solver.paired) as data,
@@ -136,21 +136,23 @@ def test_tiles_do_not_change_als(tmp_path):
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def serial(ratings, model, rate, sweeps, U, V):
-    """One loop over the blocks' ratings, in the order of the strata, with AdaGrad's step sizes."""
+def serial(ratings, model, rate, sweeps, U, V, piece):
+    """One loop over pieces of blocks, in the order of the strata, with AdaGrad's step sizes."""
     k = model.k
+    n = ratings.grid[0] // piece
+    R, known = dense_parts(ratings)
+    bounds = ratings.users.bounds[::piece], ratings.items.bounds[::piece]
     for t in range(1, sweeps + 1):
-        n, m = ratings.grid
-        for shift in range(m):
+        for shift in range(n):
             for i in range(n):
-                j = (i + shift) % m
-                block, _ = ratings.read("user", i, j)
-                first = int(ratings.users.bounds[i]), int(ratings.items.bounds[j])
-                rows = len(block.indptr) - 1
-                for row in np.random.default_rng([model.seed, 2, t, i, j]).permutation(rows):
-                    for at in range(block.indptr[row], block.indptr[row + 1]):
-                        u, v = U[first[0] + row], V[first[1] + block.indices[at]]
-                        e = block.values[at] - model.mean - u[:k] @ v[:k] - u[k] - v[k]
+                j = (i + shift) % n
+                rows = np.arange(bounds[0][i], bounds[0][i + 1])
+                drawn = np.random.default_rng([model.seed, 2, t, i * piece, j * piece])
+                for row in drawn.permutation(rows):
+                    columns = slice(bounds[1][j], bounds[1][j + 1])
+                    for item in np.flatnonzero(known[row, columns]) + bounds[1][j]:
+                        u, v = U[row], V[item]
+                        e = R[row, item] - model.mean - u[:k] @ v[:k] - u[k] - v[k]
                         steps = []
                         for own, other in ((u, v), (v, u)):
                             reg = model.reg * own[k + 3]
@@ -165,13 +167,13 @@ def serial(ratings, model, rate, sweeps, U, V):
 
 
 @pytest.mark.parametrize("kind", ["explicit", "root", "no scaling", "nonnegative"])
-@pytest.mark.parametrize("tiles", [1, 3])
-def test_dsgd_equals_serial_sgd(kind, tiles, tmp_path):
-    """Strata worked on at once give what one loop over their ratings gives."""
-    ratings = made(tmp_path, grid=(3, 3))
+@pytest.mark.parametrize(("tiles", "pieces"), [(1, None), (4, None), (1, 2), (2, 1)])
+def test_dsgd_equals_serial_sgd(kind, tiles, pieces, tmp_path):
+    """Strata worked on at once, of blocks alone or together, give what one loop gives."""
+    ratings = made(tmp_path, grid=(4, 4))
     model = replace(KINDS[kind], mean=ratings.mean())
-    _, (U, V), found, _ = run(ratings, model, DSGD(0.1), 3, tiles, Threads(2))
-    serial(ratings, model, 0.1, 3, U, V)
+    _, (U, V), found, _ = run(ratings, model, DSGD(0.1), 3, tiles, Threads(2), pieces=pieces)
+    serial(ratings, model, 0.1, 3, U, V, 4 // (tiles * pieces) if pieces else 1)
     assert np.allclose(found[0], U, atol=1e-12) and np.allclose(found[1], V, atol=1e-12)
 
 
