@@ -2,8 +2,9 @@
 
 python -m benchmarks.peers_ratings report --python PEERS/bin/python [--scale 1.0] [--only WORD ...]
 
-PEERS is an environment of its own with numpy, scipy, pandas, libmf, cmfrec and implicit; daskdml
-needs none of them. Set LIBMF_OBJ to a fast build of LIBMF (see `benchmarks.rating_peers`).
+PEERS is an environment of its own with numpy, scipy, pandas, pyarrow, libmf, cmfrec, implicit and
+pyspark (which needs Java); daskdml needs none of them. Set LIBMF_OBJ to a fast build of LIBMF (see
+`benchmarks.rating_peers`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,14 @@ def cmfrec(path: Path, **settings: Any) -> Result:
     """cmfrec's seconds and test error."""
     train, test = load_split(path)
     model = peers.cmfrec(tuple(train), **settings)
+    return {"seconds": model.seconds, "rmse": _test_error(model, test)}
+
+
+def spark(path: Path, **settings: Any) -> Result:
+    """Spark MLlib's seconds and test error."""
+    train, test = load_split(path)
+    with tempfile.TemporaryDirectory() as folder:
+        model = peers.spark(tuple(train), folder=Path(folder), **settings)
     return {"seconds": model.seconds, "rmse": _test_error(model, test)}
 
 
@@ -110,15 +120,28 @@ def store(path: Path, out: str, grid: list[int] | None = None) -> Result:
 
 
 def factorize(path: Path, stored: str, **parameters: Any) -> Result:
-    """Seconds of a fit from a store, and its test error or the objective after each sweep."""
+    """Seconds of a fit from a store, and its test error or the objective after each sweep.
+
+    `scheduling` is the share of the sweeps after the first that passed before their first task
+    began and after their last one ended.
+    """
     import daskdml
+
+    passes: list[Any] = []
+
+    def heard(event: Any) -> None:
+        if type(event).__name__ == "PassEnd" and event.label.endswith("-sweep"):
+            passes.append(event)
 
     model = daskdml.MatrixFactorization(random_state=0, tol=0, **parameters)
     began = time.perf_counter()
-    model.fit(stored)
+    with daskdml.Engine(callbacks=[heard]):
+        model.fit(stored)
     seconds = time.perf_counter() - began
     ends = [record.seconds for record in model.history_]
     found: Result = {"seconds": seconds, "sweeps": np.diff([0.0, *ends]).tolist()}
+    later = passes[1:] or passes
+    found["scheduling"] = sum(p.transfer for p in later) / sum(p.seconds for p in later)
     if model.feedback == "implicit":
         found["objectives"] = [record.objective for record in model.history_]
         return found
@@ -131,7 +154,7 @@ def _test_error(model: peers.Factors, test: list[np.ndarray]) -> float:
     return peers.rmse(model.predict(test[0], test[1]), test[2])
 
 
-PEERS = (libmf, cmfrec, biases, implicit, read_and_sort)
+PEERS = (libmf, cmfrec, spark, biases, implicit, read_and_sort)
 OURS = (convert, store, factorize)
 CASES = {f.__name__: f for f in (*PEERS, *OURS)}
 
@@ -170,8 +193,10 @@ def report(
         add(title, "factorize", solver="sgd", max_iter=sweeps, **SGD, **ours)
     for sweeps in (5, 10):
         add(f"cmfrec, {sweeps} sweeps", "cmfrec", sweeps=sweeps, threads=threads, **CMFREC)
-    for sweeps in (5, 6, 12):
+    for sweeps in (5, 6, 10):
         add(f"daskdml als, {sweeps} sweeps", "factorize", max_iter=sweeps, **ALS, **ours)
+    settings = {"k": 32, "reg": ALS["reg"], "sweeps": 10, "threads": threads}
+    add("Spark MLlib, 10 sweeps", "spark", times=1, **settings)
     for k in (32, 64, 128):
         settings = {"k": k, "sweeps": 4, "threads": threads, **IMPLICIT}
         add(f"implicit, rank {k}, a sweep", "implicit", times=1, **settings)

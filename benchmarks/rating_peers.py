@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,53 @@ def cmfrec(
     return Factors(
         float(model.glob_mean_), model.user_bias_, model.item_bias_, model.A_, model.B_, seconds
     )
+
+
+def spark(train: Ratings, k: int, reg: float, sweeps: int, threads: int, folder: Path) -> Factors:
+    """Spark MLlib's explicit ALS, whose penalty counts by ratings; the mean is subtracted.
+
+    The ratings lie in Parquet files in `folder`, sixteen of them, before the clock starts.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+    from pyspark.ml.recommendation import ALS
+    from pyspark.sql import SparkSession
+
+    users, items, ratings = train
+    mean = float(ratings.mean(dtype=np.float64))
+    columns = {"user": users, "item": items, "rating": (ratings - mean).astype(np.float32)}
+    files = np.array_split(np.arange(len(users)), 16)
+    for n, rows in enumerate(files):
+        table = pa.table({name: column[rows] for name, column in columns.items()})
+        parquet.write_table(table, folder / f"part-{n:02d}.parquet")
+    session = (
+        SparkSession.builder.master(f"local[{threads}]")
+        .config("spark.driver.memory", "10g")
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.driver.bindAddress", "127.0.0.1")
+        .config("spark.ui.enabled", "false")
+        .config("spark.sql.execution.arrow.pyspark.enabled", "true")
+        .getOrCreate()
+    )
+    try:
+        session.range(10).count()  # the engine has started
+        solver = ALS(
+            rank=k, maxIter=sweeps, regParam=reg, userCol="user", itemCol="item",
+            ratingCol="rating", seed=0,
+        )  # fmt: skip
+        began = time.perf_counter()
+        model = solver.fit(session.read.parquet(str(folder)))
+        seconds = time.perf_counter() - began
+        sides = []
+        for found, n in zip((model.userFactors, model.itemFactors), shape_of(train), strict=True):
+            frame = found.toPandas()
+            rows = np.zeros((n, k), np.float32)
+            rows[frame["id"].to_numpy()] = np.stack(frame["features"].to_list())
+            sides.append(rows)
+    finally:
+        session.stop()
+    nothing = [np.zeros(len(rows), np.float32) for rows in sides]
+    return Factors(mean, nothing[0], nothing[1], sides[0], sides[1], seconds)
 
 
 def implicit(

@@ -165,6 +165,7 @@ class Opened(ABC):
     def _run(self, graph: Graph, places: Sequence[str], label: str) -> tuple[list[Any], PassTotals]:
         """Results of the graph's wanted keys, then its kept ones; and what the blocks took."""
         seen: set[int] = set()
+        slots = len(self._slots())
         began = time.time()
 
         def told(record: tasks.BlockRecord) -> None:
@@ -177,7 +178,7 @@ class Opened(ABC):
         records = ended[len(graph.wanted) - 1].records
         for record in records:
             told(record)
-        return ended, _totals(records, began, stopped, len(places))
+        return ended, _totals(records, began, stopped, slots)
 
     def _block_end(self, label: str, r: tasks.BlockRecord) -> None:
         nbytes = r.rows * self.row_nbytes

@@ -135,7 +135,7 @@ def _tiles(
     most = min(p, q)
     n = most if in_store else min(most, max(2, math.isqrt(ratings.n_stored // PAIR_RATINGS)))
     n = n_replicas or n
-    pieces = None if in_store else max(1, math.isqrt(ratings.n_stored // (n * n * PIECE_RATINGS)))
+    pieces = max(1, math.isqrt(ratings.n_stored // (n * n * PIECE_RATINGS)))
     return {"user": cut_tiles(users, n, pieces), "item": cut_tiles(items, n, pieces)}, n
 
 

@@ -20,6 +20,7 @@ KINDS = {
     "als": {},
     "implicit": {"feedback": "implicit"},
     "sgd": {"solver": "sgd", "n_replicas": 4},
+    "sgd, blocks together": {"solver": "sgd", "n_replicas": 2},
     "stale": {"solver": "sgd", "n_replicas": 4, "staleness": 1},
 }
 
@@ -58,6 +59,14 @@ def expected(ratings):
 def test_threads(kind, threads, ratings, expected):
     """Any number of threads gives the same bits."""
     assert fitted(kind, ratings, Threads(threads)) == expected[kind]
+
+
+def test_idle_time_is_of_slots(ratings):
+    """What compute slots waited is counted by slots, not by tiles."""
+    ends = []
+    fitted("sgd", ratings, Threads(1), callbacks=[lambda e: ends.append(e)])
+    sweeps = [e for e in ends if isinstance(e, PassEnd) and e.label == "dsgd-sweep"]
+    assert sweeps and all(e.wait + e.compute == pytest.approx(e.seconds) for e in sweeps)
 
 
 @pytest.mark.parametrize("kind", KINDS)
