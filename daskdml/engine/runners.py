@@ -293,7 +293,9 @@ class Cluster:
 
     def workers(self) -> list[Worker]:
         """The cluster's workers now, in the order of their addresses."""
-        known = self.client.scheduler_info(n_workers=-1)["workers"]
+        # Not scheduler_info: it returns what the client keeps, and a refresh without workers, which
+        # the client makes every two seconds, can replace that before it is read.
+        known = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
         if not known:
             raise RuntimeError(
                 f"the Dask cluster at {self.client.scheduler.address} has no workers; start some "

@@ -64,7 +64,7 @@ class MatrixFactorization(Recommender, BaseEstimator):
     max_iter : int or None, default=None
         Sweeps at most; None means 15 for "als" and 20 for "sgd".
     tol : float, default=1e-4
-        "als" ends when the gradient's norm is below this share of that in the first sweep; "sgd"
+        "als" ends when the gradient's norm is below this share of the largest in this fit; "sgd"
         when the objective falls by less than this share of itself.
     random_state : int, RandomState instance or None, default=None
         Seed of the first factors, of the order of SGD's steps, and of the ratings held out.

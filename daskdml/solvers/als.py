@@ -166,9 +166,9 @@ class ALS:
         gradient = math.sqrt(of_items.gradient)
         return Sweep(users, items, first + second, objective, gradient), gram
 
-    def small(self, sweep: Sweep, before: Sweep | None, first: Sweep, tol: float) -> str | None:
-        """Stop where the gradient's norm is a small share of the first one."""
-        assert sweep.gradient is not None and first.gradient is not None
-        if before is not None and sweep.gradient <= tol * first.gradient:
-            return f"the gradient's norm is below tol={tol:g} of the first sweep's"
+    def small(self, sweep: Sweep, before: Sweep | None, steepest: float, tol: float) -> str | None:
+        """Stop where the gradient's norm is a small share of the largest one."""
+        assert sweep.gradient is not None
+        if before is not None and sweep.gradient <= tol * steepest:
+            return f"the gradient's norm is below tol={tol:g} of the largest in this fit"
         return None

@@ -130,7 +130,7 @@ class DSGD:
         )
         return Sweep(users, items, totals, found, None), state
 
-    def small(self, sweep: Sweep, before: Sweep | None, first: Sweep, tol: float) -> str | None:
+    def small(self, sweep: Sweep, before: Sweep | None, steepest: float, tol: float) -> str | None:
         """Stop where the objective falls by less than a small share of itself."""
         if before is None or before.objective - sweep.objective > tol * before.objective:
             return None

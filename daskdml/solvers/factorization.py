@@ -186,8 +186,8 @@ class FactorSolver(Protocol):
     ) -> tuple[Sweep, Any]:
         """The model after sweep t, and the solver's state."""
 
-    def small(self, sweep: Sweep, before: Sweep | None, first: Sweep, tol: float) -> str | None:
-        """Why it may stop, or None."""
+    def small(self, sweep: Sweep, before: Sweep | None, steepest: float, tol: float) -> str | None:
+        """Why it may stop, or None; `steepest` is the largest norm of a gradient so far."""
 
 
 @dataclass(frozen=True)
@@ -224,14 +224,14 @@ def factorize(
     """
     users, items = start
     best, best_score, waited = (users, items), math.inf, 0
-    first: Sweep | None = None
+    steepest = 0.0
     before: Sweep | None = None
     state: Any = None
     reason, converged, t = f"max_iter={stop.max_iter} sweeps were made", False, 0
     for t in range(1, stop.max_iter + 1):
         found, state = solver.sweep(model, data, t, users, items, state)
         users, items = found.users, found.items
-        first = first or found
+        steepest = max(steepest, found.gradient or 0.0)
         score = None if stop.validate is None else stop.validate(users, items)
         run.add(f"{solver.name}-sweep", found.totals, found.objective, None, None,
                 found.gradient, score)  # fmt: skip
@@ -250,7 +250,7 @@ def factorize(
                 break
         else:
             best = (users, items)
-        why = solver.small(found, before, first, stop.tol)
+        why = solver.small(found, before, steepest, stop.tol)
         if why is not None:
             reason, converged = why, True
             break

@@ -170,7 +170,7 @@ def test_a_worker_killed(kind, datasets, expected):
 def test_workers_come_and_go(datasets, expected):
     """Workers that join and leave during a fit change no bits, and messages tell of them."""
     with workers(1) as client:
-        first = next(iter(client.scheduler_info()["workers"]))
+        first = next(iter(client.nthreads()))
 
         def grow(event):
             client.cluster.scale(3)

@@ -309,3 +309,17 @@ def test_a_cluster_without_workers_is_refused():
         pytest.raises(RuntimeError, match=r"has no workers; start some .*scale"),
     ):
         Engine(client).open(Made(10, 5), Needs())
+
+
+def test_workers_are_known_however_the_client_refreshes(two_workers, monkeypatch):
+    """The client's own refresh, which leaves out the workers, can come at any moment."""
+    update = two_workers._update_scheduler_info
+
+    async def and_refresh(n_workers=0):
+        await update(n_workers=n_workers)
+        await update()
+
+    monkeypatch.setattr(two_workers, "_update_scheduler_info", and_refresh)
+    assert not two_workers.scheduler_info(n_workers=-1)["workers"]
+    with Engine(two_workers).open(Made(10, 5), Needs()) as data:
+        assert len(data.runner.workers()) == 2
