@@ -18,7 +18,8 @@ from daskdml.io.split import draw_seed
 
 REG = {"count": 0.1, "sqrt": 1.3, "none": 14.0}  # docs/benchmarks.md: what suits MovieLens
 IMPLICIT_REG = {"count": 0.2, "sqrt": 3.0, "none": 30.0}
-CG_STEPS = 3  # docs/benchmarks.md: as far down as exact solutions in a sweep, in half the time
+# docs/benchmarks.md: at high ranks steps go nearly as far down as solutions, in half the time
+CG_STEPS, CG_RANK = 3, 49
 POWER = {"count": 1.0, "sqrt": 0.5, "none": 0.0}
 MAX_ITER = {"als": 15, "sgd": 20}
 
@@ -45,9 +46,9 @@ class MatrixFactorization(Recommender, BaseEstimator):
     n_components : int, default=32
         Factors of a user or an item.
     solver : {"als", "sgd"}, default="als"
-        Alternating least squares, whose half-steps are exact, or for implicit feedback three
-        conjugate gradient steps [4]_; or stochastic gradient descent over the strata of the grid
-        [3]_, explicit feedback only.
+        Alternating least squares, whose half-steps are exact, or, for implicit feedback and more
+        than 48 components, three conjugate gradient steps [4]_; or stochastic gradient descent
+        over the strata of the grid [3]_, explicit feedback only.
     feedback : {"explicit", "implicit"}, default="explicit"
     biases : bool, default=True
         Whether users and items have biases, for explicit feedback.
@@ -294,7 +295,8 @@ class MatrixFactorization(Recommender, BaseEstimator):
         model = Model(
             self.n_components, mean, self._reg(), POWER[self.reg_scaling],
             self.biases and not implicit, self.nonnegative, implicit, self.alpha, seed,
-            ratings.dtype, CG_STEPS if implicit and not self.nonnegative else 0,
+            ratings.dtype,
+            CG_STEPS if implicit and not self.nonnegative and self.n_components >= CG_RANK else 0,
         )  # fmt: skip
         task = FactorTask(
             model, self.solver, Stopping(max_iter, self.tol, None, self.n_iter_no_change), began,
