@@ -102,7 +102,8 @@ def test(python: Path, arguments: list[str]) -> int:
         "format": ["-m", "ruff", "format", "--check"],
         "types": ["-m", "mypy"],
         "layers": ["-c", lint_imports, "--no-logo"],
-        "tests": ["-m", "pytest", *arguments],
+        # Two at a time, as many as the machine that CI has can run; a free one takes over.
+        "tests": ["-m", "pytest", "-n", "2", "--dist", "worksteal", *arguments],
         "docs": docs_command(),
     }
     lines = []
