@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, pairwise
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from dask.utils import parse_bytes
 
 from daskdml.engine import tasks
+from daskdml.engine.checkpoint import checkpoint_place
 from daskdml.engine.graphs import Graph, Group, group_rows, pass_graph, rounds_graph
 from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
 from daskdml.engine.opened import NOTHING, Opened, PassTotals
@@ -43,6 +45,15 @@ class Engine:
         workers use, or 60 % of the machine's available memory for threads.
     callbacks : sequence of Callback, default=()
         Told of each event, in order, on the client.
+    checkpoint : str or None, default=None
+        URL of a folder in which a fit keeps where it stands; the same fit, called again, goes on
+        from there and ends with the same bits. One folder for one fit; linear models so far.
+    every : str or float, default="60s"
+        Time between two checkpoints at least, as in "10s", or seconds.
+    keep : int, default=2
+        How many checkpoints stay.
+    storage_options : dict or None, default=None
+        Of the checkpoint's file system.
 
     Examples
     --------
@@ -60,10 +71,18 @@ class Engine:
         client: Any = None,
         memory_limit: int | str | None = None,
         callbacks: Sequence[Callback] = (),
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        every: str | float = "60s",
+        keep: int = 2,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.client = client
         self.memory_limit = None if memory_limit is None else int(parse_bytes(memory_limit))
         self.callbacks = tuple(callbacks)
+        self.checkpoint = None
+        if checkpoint is not None:
+            self.checkpoint = checkpoint_place(checkpoint, every, keep, storage_options)
 
     def __repr__(self) -> str:
         return f"Engine(client={self.client!r}, memory_limit={self.memory_limit})"

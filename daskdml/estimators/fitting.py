@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
+from daskdml import __version__
 from daskdml.diagnostics.history import History
 from daskdml.engine.memory import Needs
 from daskdml.engine.opened import Opened
 from daskdml.engine.run import Engine
 from daskdml.io.sources import AnySource
+from daskdml.io.states import digest
 from daskdml.kernels.linear import Coordinates
 from daskdml.kernels.losses import Loss, Multinomial
 from daskdml.kernels.targets import LabelSummary, Targets
@@ -54,6 +56,8 @@ class Task:
         `Problem` -> parameters (K, d + 1) in its coordinates, for a warm start.
     replicas : Replicas or None
         Of local SGD, for "sgd".
+    unseeded : bool
+        Whether the replicas' seed is any: a fit that goes on takes that of its beginning.
     """
 
     label: str
@@ -66,6 +70,7 @@ class Task:
     began: float
     start: Callable[[Problem], np.ndarray] | None = None
     replicas: Replicas | None = None
+    unseeded: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,14 @@ class Fitted:
 def fit_linear(source: AnySource, task: Task) -> Fitted:
     """Plan, scan the targets, find coordinates, minimise."""
     engine = Engine.current()
-    with engine.open(source, Needs()) as data, running(data, task.label, task.began) as run:
+    with (
+        engine.open(source, Needs()) as data,
+        running(data, task.label, task.began, resumable=True) as run,
+    ):
+        if task.replicas is not None and task.unseeded and run.checkpoints is not None:
+            seed = run.checkpoints.recall("seed")
+            if isinstance(seed, int):
+                task = replace(task, replicas=replace(task.replicas, seed=seed))
         found = scan_targets(data, task.classification, task.label)
         loss, targets, l2 = task.describe(found)
         d = source.n_features
@@ -110,7 +122,8 @@ def fit_linear(source: AnySource, task: Task) -> Fitted:
         )
         problem = replace(problem, coordinates=coordinates)
         start = task.start(problem) if task.start is not None else None
-        solution = minimise(problem, solver, run, task.tol, task.max_iter, start)
+        saved = run.resume(_fingerprint(source, task, problem, start))
+        solution = minimise(problem, solver, run, task.tol, task.max_iter, start, saved)
     attributes = run_attributes(run, data, solution)
     if isinstance(solver, LocalSGD):
         attributes["n_replicas_"] = solver.n_replicas(data)
@@ -119,6 +132,31 @@ def fit_linear(source: AnySource, task: Task) -> Fitted:
     if not task.fit_intercept:
         intercept = np.zeros_like(intercept)
     return Fitted(coef, intercept, solution, attributes)
+
+
+def _fingerprint(
+    source: AnySource, task: Task, problem: Problem, start: np.ndarray | None
+) -> dict[str, Any]:
+    """What the result of a linear fit depends on; what is long is told by its digest."""
+    return {
+        "version": __version__,
+        "estimator": task.label,
+        "solver": task.solver,
+        "replicas": None if task.replicas is None else task.replicas.n,
+        "staleness": None if task.replicas is None else task.replicas.staleness,
+        "seed": None if task.replicas is None else task.replicas.seed,
+        "tol": task.tol,
+        "max_iter": task.max_iter,
+        "fit_intercept": task.fit_intercept,
+        "loss": repr(problem.loss),
+        "penalty": problem.l2,
+        "rows": source.n_rows,
+        "features": source.n_features,
+        "dtype": str(source.dtype),
+        "targets": digest(problem.targets),
+        "sampled rows": digest(problem.coordinates),
+        "warm start": digest(start),
+    }
 
 
 def run_attributes(run: RunOf[Any], data: Opened, solution: Solution) -> dict[str, Any]:

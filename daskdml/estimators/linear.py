@@ -165,6 +165,7 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
         task = Task(
             "logistic", True, describe, self.solver, self.tol, self.max_iter,
             self.fit_intercept, began, warm, self._replicas() if self.solver == "sgd" else None,
+            self.random_state is None,
         )  # fmt: skip
         fitted = fit_linear(source, task)
         self.__dict__.pop("n_replicas_", None)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
+from daskdml.engine.checkpoint import Checkpoints
 from daskdml.engine.memory import Needs
 from daskdml.engine.opened import Opened
 from daskdml.engine.run import Data, PassTotals
-from daskdml.events import FitEnd, FitStart
+from daskdml.events import FitEnd, FitStart, Message
 from daskdml.kernels.block import Block
 from daskdml.kernels.linear import Coordinates, LinearPass, LinearStats
 from daskdml.kernels.losses import Loss, Multinomial
@@ -189,6 +190,44 @@ class RunOf(Generic[D]):
     began: float = field(default_factory=time.perf_counter)
     history: list[Record] = field(default_factory=list)
     solution: Solution | None = None
+    checkpoints: Checkpoints | None = None
+
+    def resume(self, fingerprint: Mapping[str, Any]) -> Saved | None:
+        """Where an earlier call of this fit stood, or None; its history is this fit's, too.
+
+        Parameters
+        ----------
+        fingerprint : mapping of str to what JSON has
+            What the result depends on.
+
+        Raises
+        ------
+        CheckpointError
+            Where the checkpoints are those of another fit.
+        """
+        if self.checkpoints is None:
+            return None
+        self.checkpoints.claim(fingerprint)
+        saved: Saved | None = self.checkpoints.load()
+        if saved is not None:
+            self.history[:] = saved.history
+            self.data.totals = saved.totals
+            self.began -= saved.history[-1].seconds
+            self.data.engine.tell(
+                Message(f"Goes on after step {saved.n_iter} from {self.checkpoints.place.url}.")
+            )
+        return saved
+
+    def save(self, state: Any, best: Report, n_iter: int) -> None:
+        """Keep where the fit stands, if it is time to."""
+        if self.checkpoints is not None:
+            c = best.certificate
+            facts = {
+                "n_iter": n_iter, "objective": best.objective if c is None else c.objective,
+                "gap": None if c is None else c.gap,
+            }  # fmt: skip
+            history, totals = tuple(self.history), self.data.totals
+            self.checkpoints.offer(lambda: Saved(state, best, n_iter, history, totals), facts)
 
     def note(self, report: Report) -> None:
         """Add a report to the history and tell the callbacks."""
@@ -212,11 +251,22 @@ class RunOf(Generic[D]):
         self.data.end_pass(label, t, objective, gap, relative)
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint has: where `minimise` stands after a step."""
+
+    state: Any
+    best: Report
+    n_iter: int
+    history: tuple[Record, ...]
+    totals: PassTotals
+
+
 Run: TypeAlias = RunOf[Data]
 
 
 @contextmanager
-def running(data: D, label: str, began: float) -> Iterator[RunOf[D]]:
+def running(data: D, label: str, began: float, resumable: bool = False) -> Iterator[RunOf[D]]:
     """A fit, told of when it starts, and when it ends or fails.
 
     Parameters
@@ -226,16 +276,28 @@ def running(data: D, label: str, began: float) -> Iterator[RunOf[D]]:
         Name of the fit.
     began : float
         When the user called `fit`, by ``time.perf_counter()``.
+    resumable : bool
+        Whether it can be taken up from a checkpoint.
     """
-    tell = data.engine.tell
+    tell, place = data.engine.tell, data.engine.checkpoint
+    if place is not None and not resumable:
+        raise NotImplementedError(
+            f"checkpoints are kept for linear models so far, not for {label}; use an Engine "
+            "without checkpoint= for it"
+        )
     tell(FitStart(label, data.plan, *data.shape, data.runner.dashboard_link))
     run = RunOf(data, label, began)
     try:
+        run.checkpoints = None if place is None else Checkpoints(place)
         yield run
     except BaseException as error:
+        if run.checkpoints is not None:
+            run.checkpoints.close(quietly=True)
         reason = f"broken off by {type(error).__name__}"
         tell(FitEnd(label, reason, time.perf_counter() - began, None))
         raise
+    if run.checkpoints is not None:
+        run.checkpoints.close()
     assert run.solution is not None
     found = run.solution
     tell(FitEnd(label, found.reason, time.perf_counter() - began, found.certificate))
@@ -274,6 +336,7 @@ def minimise(
     tol: float,
     max_iter: int,
     start: np.ndarray | None = None,
+    saved: Saved | None = None,
 ) -> Solution:
     """Step until the certified relative gap is at most `tol`.
 
@@ -287,16 +350,22 @@ def minimise(
         Steps at most.
     start : ndarray of shape (K, d + 1) or None
         Where to start, in the problem's coordinates.
+    saved : Saved or None
+        Where to go on instead.
 
     Returns
     -------
     Solution
     """
-    state = solver.start(problem, run, start)
     best: Report | None = None
+    done = 0
+    if saved is None:
+        state = solver.start(problem, run, start)
+    else:
+        state, best, done = saved.state, saved.best, saved.n_iter
     reason = f"max_iter={max_iter} steps were made; raise max_iter or tol, or add a penalty"
-    converged, n_iter = False, 0
-    for n_iter in range(1, max_iter + 1):  # noqa: B007
+    converged, n_iter = False, done
+    for n_iter in range(done + 1, max_iter + 1):
         state, report = solver.step(problem, run, state)
         if report.certificate is not None:
             report = replace(report, certificate=replace(report.certificate, tiny=problem.tiny))
@@ -310,6 +379,8 @@ def minimise(
         if report.reason is not None:
             reason, converged = report.reason, report.converged
             break
+        if n_iter < max_iter:
+            run.save(state, best, n_iter)
     assert best is not None
     run.solution = Solution(best.solution, best.certificate, reason, converged, n_iter, state)
     return run.solution

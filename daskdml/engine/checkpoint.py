@@ -1,0 +1,220 @@
+"""Where a fit stands, written beside its work, and taken up again."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from dask.utils import parse_timedelta
+
+from daskdml.io.states import DamagedError, decode_state, encode_state
+from daskdml.io.store import filesystem, is_local, resolve_url, retrying
+
+POINTER = "latest.json"
+PROBE = "probe"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that belongs to another fit, or a place where none can be kept."""
+
+
+@dataclass(frozen=True)
+class CheckpointPlace:
+    """Where and how often checkpoints are written.
+
+    Parameters
+    ----------
+    url : str
+        A folder at a resolved URL, for one fit.
+    every : float
+        Seconds between two checkpoints, at least.
+    keep : int
+        How many stay.
+    options : mapping or None
+        Of the file system.
+    """
+
+    url: str
+    every: float = 60.0
+    keep: int = 2
+    options: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"CheckpointPlace({self.url!r}, every={self.every}, keep={self.keep})"
+
+
+class Checkpoints:
+    """Checkpoints of one fit: objects ``<number>.state``, and a pointer that is put last.
+
+    The pointer lists those that are whole, newest first; a state is written by a thread of its own
+    while the fit goes on. Readers see the old list or the new one, also where nothing can be
+    renamed.
+    """
+
+    def __init__(self, place: CheckpointPlace) -> None:
+        self.place = place
+        self._fs, self._path = filesystem(place.url, place.options)
+        self._path = self._path.rstrip("/")
+        self._renames = is_local(place.url)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskdml-checkpoint")
+        self._writing: Future[None] | None = None
+        self._last = time.monotonic()
+        self._fit: dict[str, Any] | None = None
+        self._listed: list[dict[str, Any]] = []
+        self._try_to_write()
+        self._read_pointer()
+
+    def recall(self, key: str) -> Any:
+        """What the fingerprint of the checkpoints that are there says, or None."""
+        return None if self._fit is None or not self._listed else self._fit.get(key)
+
+    def claim(self, fingerprint: Mapping[str, Any]) -> None:
+        """Say which fit this is.
+
+        Parameters
+        ----------
+        fingerprint : mapping of str to what JSON has
+            What the result depends on.
+
+        Raises
+        ------
+        CheckpointError
+            Where there are checkpoints of another fit; says in what it differs.
+        """
+        ours = json.loads(json.dumps(dict(fingerprint)))
+        theirs = ours if self._fit is None or not self._listed else self._fit
+        for key in sorted(set(theirs) | set(ours)):
+            a, b = theirs.get(key), ours.get(key)
+            if a != b:
+                raise CheckpointError(
+                    f"{self.place.url} has checkpoints of another fit: {key} was {a!r} and is now "
+                    f"{b!r}; name another URL, or remove that folder"
+                )
+        self._fit = ours
+
+    def load(self) -> Any:
+        """The newest state that is whole, or None where there is none."""
+        for entry in self._listed:
+            name = f"{self.place.url}/{entry['name']}"
+            try:
+                encoded = retrying(lambda n=entry["name"]: self._get(n), f"reading {name}")  # type: ignore[misc]
+                return decode_state(encoded)
+            except (FileNotFoundError, DamagedError) as error:
+                why = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
+                warnings.warn(
+                    f"the checkpoint {name} is damaged ({why}); the one before it is taken",
+                    RuntimeWarning, stacklevel=2,
+                )  # fmt: skip
+        return None
+
+    def offer(self, state: Callable[[], Any], facts: Mapping[str, Any]) -> None:
+        """Write a state if the last one is old enough and written; raises what writing raised."""
+        if self._writing is not None and self._writing.done():
+            done, self._writing = self._writing, None
+            done.result()
+        if self._writing is None and time.monotonic() - self._last >= self.place.every:
+            self._last = time.monotonic()
+            self._writing = self._thread.submit(self._write, state(), dict(facts))
+
+    def close(self, quietly: bool = False) -> None:
+        """Wait until what is being written is written; raises what writing raised."""
+        self._thread.shutdown(wait=True)
+        if self._writing is not None and not quietly:
+            self._writing.result()
+
+    def _write(self, state: Any, facts: dict[str, Any]) -> None:
+        number = 1 + max((entry["number"] for entry in self._listed), default=0)
+        name, encoded = f"{number:06d}.state", encode_state(state)
+        retrying(lambda: self._put(name, encoded), f"writing {self.place.url}/{name}")
+        entry = {"number": number, "name": name, "nbytes": len(encoded), "written": time.time()}
+        listed = [entry | facts, *self._listed]
+        self._put_pointer(listed[: self.place.keep])
+        for old in listed[self.place.keep :]:
+            self._remove(old["name"])
+        self._listed = listed[: self.place.keep]
+
+    def _read_pointer(self) -> None:
+        self._fs.invalidate_cache()
+        name = f"{self.place.url}/{POINTER}"
+        try:
+            text = retrying(lambda: self._get(POINTER), f"reading {name}")
+        except FileNotFoundError:
+            return
+        try:
+            pointer = json.loads(text)
+            self._fit, self._listed = dict(pointer["fit"]), list(pointer["checkpoints"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{name} is no list of checkpoints; name another URL, or remove it"
+            ) from error
+
+    def _try_to_write(self) -> None:
+        """Find out now, not after the first minute, whether checkpoints can be written."""
+        try:
+            if self._renames:
+                self._fs.makedirs(self._path, exist_ok=True)
+            retrying(lambda: self._put(PROBE, b""), f"writing {self.place.url}/{PROBE}")
+            self._remove(PROBE)
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise type(error)(
+                f"checkpoints cannot be written at {self.place.url}: {error}; name a folder in "
+                "which you may write"
+            ) from error
+
+    def _put_pointer(self, listed: list[dict[str, Any]]) -> None:
+        text = json.dumps({"format": 1, "fit": self._fit, "checkpoints": listed}, indent=1)
+        name = f"{self.place.url}/{POINTER}"
+        retrying(lambda: self._put(POINTER, text.encode()), f"writing {name}")
+
+    def _get(self, name: str) -> bytes:
+        return bytes(self._fs.cat_file(f"{self._path}/{name}"))
+
+    def _put(self, name: str, data: bytes) -> None:
+        """Put an object in one piece: object stores do so by themselves."""
+        target = f"{self._path}/{name}"
+        if self._renames:
+            new = f"{self._path}/.{name}.new"
+            self._fs.pipe_file(new, data)
+            self._fs.mv(new, target)
+        else:
+            self._fs.pipe_file(target, data)
+
+    def _remove(self, name: str) -> None:
+        try:
+            self._fs.rm_file(f"{self._path}/{name}")
+        except FileNotFoundError:
+            return
+
+
+def checkpoint_place(
+    url: Any, every: str | float, keep: int, options: Mapping[str, Any] | None
+) -> CheckpointPlace:
+    """The place that `Engine`'s parameters name.
+
+    Raises
+    ------
+    ValueError
+        For a time that cannot be read, or nothing to keep.
+
+    Examples
+    --------
+    >>> checkpoint_place("/data/fit", "2 minutes", 2, None)
+    CheckpointPlace('/data/fit', every=120.0, keep=2)
+    """
+    try:
+        seconds = float(parse_timedelta(every))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"every={every!r} is no time; give seconds, or a number and a unit as in '60s'"
+        ) from error
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"every={every!r} is no time between checkpoints; give seconds, or '60s'")
+    if keep < 1:
+        raise ValueError(f"keep={keep}: at least one checkpoint has to stay")
+    return CheckpointPlace(resolve_url(url), seconds, keep, options)

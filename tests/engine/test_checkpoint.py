@@ -1,0 +1,216 @@
+"""A fit that was broken off goes on from its checkpoint, and ends with the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from daskdml import Engine, KMeans, LogisticRegression, Ridge
+from daskdml.engine.checkpoint import CheckpointError
+from daskdml.events import Message, PassEnd
+from daskdml.io import open_dataset, write_dataset
+from tests.conftest import workers
+
+SOLVERS = {"newton": {"tol": 1e-9}, "lbfgs": {"tol": 1e-9}, "sgd": {"tol": 1e-4}}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Rows whose fit takes some steps."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((6000, 12)).astype(np.float32)
+    y = (X @ rng.standard_normal(12) + rng.standard_normal(6000) > 0).astype(int)
+    return write_dataset(tmp_path_factory.mktemp("rows") / "r.zarr", X, y, chunks=500).url
+
+
+def fitted(url, solver, place=None, stop=None, runner=None, said=None, **more):
+    """Bits of a fit; with `stop`, it is broken off after so many steps."""
+    steps = []
+
+    def heard(event):
+        if isinstance(event, Message) and said is not None:
+            said.append(event.text)
+        if isinstance(event, PassEnd) and event.objective is not None:
+            steps.append(event)
+            if len(steps) == stop:
+                raise KeyboardInterrupt
+
+    options = {"checkpoint": place, "every": 0, **more}
+    with Engine(runner, callbacks=[heard], **options):
+        model = LogisticRegression(solver=solver, random_state=0, **SOLVERS[solver])
+        model.fit(open_dataset(url))
+    objectives = np.array([record.objective for record in model.history_], float)
+    return model.coef_.tobytes(), model.intercept_.tobytes(), objectives.tobytes(), model.n_iter_
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_fit_goes_on(solver, rows, tmp_path):
+    """After a break the same call goes on from the checkpoint, and its bits are the same."""
+    expected, said = fitted(rows, solver), []
+    place = tmp_path / "fit"
+    assert fitted(rows, solver, place) == expected
+    for file in place.iterdir():
+        file.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        fitted(rows, solver, place, stop=3)
+    assert len(list(place.glob("*.state"))) == 2 and not list(place.glob(".*"))
+    assert fitted(rows, solver, place, said=said) == expected
+    assert any("Goes on after step" in text for text in said)
+
+
+CLIENT = """
+import os, signal, sys
+import daskdml as dml
+from daskdml.events import PassEnd
+from daskdml.io import open_dataset
+
+steps = []
+def heard(event):
+    if isinstance(event, PassEnd) and event.objective is not None:
+        steps.append(event)
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+with dml.Engine(callbacks=[heard], checkpoint=sys.argv[2], every=0):
+    dml.LogisticRegression(solver="newton", random_state=0, tol=1e-9).fit(open_dataset(sys.argv[1]))
+"""
+
+
+@pytest.mark.cluster
+def test_a_killed_client_on_another_cluster(rows, tmp_path):
+    """A client killed on threads goes on with two worker processes, to the same bits."""
+    expected, place, said = fitted(rows, "newton"), tmp_path / "fit", []
+    done = subprocess.run([sys.executable, "-c", CLIENT, rows, str(place)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    with workers(2) as client:
+        assert fitted(rows, "newton", place, runner=client, said=said) == expected
+    assert any("Goes on after step" in text for text in said)
+
+
+def test_a_damaged_checkpoint(rows, tmp_path):
+    """Where the newest is damaged or gone, the one before is taken, with a warning; never wrong."""
+    expected, place = fitted(rows, "newton"), tmp_path / "fit"
+    with pytest.raises(KeyboardInterrupt):
+        fitted(rows, "newton", place, stop=5)
+    newest = max(place.glob("*.state"))
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(bytes(data))
+    with pytest.warns(RuntimeWarning, match=r"is damaged .*checksum.*the one before"):
+        assert fitted(rows, "newton", place) == expected
+    for file in place.glob("*.state"):
+        file.unlink()
+    with pytest.warns(RuntimeWarning, match="it is not there"):
+        assert fitted(rows, "newton", place) == expected
+
+
+def test_another_fit_is_refused(rows, tmp_path):
+    """Other parameters or data are refused with what differs, and nothing is overwritten."""
+    place = tmp_path / "fit"
+    with pytest.raises(KeyboardInterrupt):
+        fitted(rows, "newton", place, stop=3)
+    before = {file.name: file.read_bytes() for file in place.iterdir()}
+    with pytest.raises(CheckpointError, match=r"another fit: solver was 'newton' and is now"):
+        fitted(rows, "lbfgs", place)
+    X = np.random.default_rng(1).standard_normal((6000, 12)).astype(np.float32)
+    with (
+        Engine(checkpoint=place),
+        pytest.raises(CheckpointError, match="another fit: sampled rows"),
+    ):
+        LogisticRegression(solver="newton", random_state=0, tol=1e-9).fit(X, np.arange(6000) % 2)
+    with Engine(checkpoint=place), pytest.raises(CheckpointError, match="another fit"):
+        Ridge().fit(open_dataset(rows))
+    assert {file.name: file.read_bytes() for file in place.iterdir()} == before
+
+
+def test_seeds_that_were_drawn_are_kept(rows, tmp_path):
+    """With random_state=None the second call has the seed of the first."""
+    with pytest.raises(KeyboardInterrupt), Engine(
+        callbacks=[stop_after(2)], checkpoint=tmp_path / "fit", every=0
+    ):  # fmt: skip
+        LogisticRegression(solver="sgd").fit(open_dataset(rows))
+    seed = json.loads((tmp_path / "fit/latest.json").read_text())["fit"]["seed"]
+    with Engine(checkpoint=tmp_path / "fit"):
+        model = LogisticRegression(solver="sgd").fit(open_dataset(rows))
+    plain = LogisticRegression(solver="sgd", random_state=None)
+    plain._replicas = lambda: type(model._replicas())(None, 0, seed)
+    assert np.array_equal(plain.fit(open_dataset(rows)).coef_, model.coef_)
+
+
+def stop_after(n):
+    """A callback that breaks off after n steps."""
+    steps = []
+
+    def heard(event):
+        if isinstance(event, PassEnd) and event.objective is not None:
+            steps.append(event)
+            if len(steps) == n:
+                raise KeyboardInterrupt
+
+    return heard
+
+
+def test_time_between_checkpoints(rows, tmp_path):
+    """Nothing is written before its time."""
+    fitted(rows, "newton", tmp_path / "fit", every="1 hour")
+    assert list((tmp_path / "fit").iterdir()) == []
+
+
+def test_steps_do_not_wait_for_writing(rows, tmp_path, monkeypatch):
+    """While a state is being written, the fit goes on; it waits only at the end."""
+    from daskdml.engine import checkpoint
+
+    def slow(state):
+        time.sleep(0.5)
+        return encode(state)
+
+    encode = checkpoint.encode_state
+    monkeypatch.setattr(checkpoint, "encode_state", slow)
+    expected = fitted(rows, "newton")
+    began = time.perf_counter()
+    assert fitted(rows, "newton", tmp_path / "fit") == expected
+    assert expected[-1] >= 5 and time.perf_counter() - began < 0.5 * (expected[-1] - 1)
+
+
+def test_bad_places_are_told_at_once(rows, tmp_path):
+    """Unreadable times, places that cannot be written and fits without checkpoints are errors."""
+    with pytest.raises(ValueError, match=r"every='soon' is no time"):
+        Engine(checkpoint=tmp_path, every="soon")
+    with pytest.raises(ValueError, match=r"every=-1 is no time"):
+        Engine(checkpoint=tmp_path, every=-1)
+    with pytest.raises(ValueError, match=r"keep=0"):
+        Engine(checkpoint=tmp_path, keep=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="checkpoints cannot be written at"):
+        fitted(rows, "newton", tmp_path / "file")
+    if os.getuid():
+        locked = tmp_path / "locked"
+        locked.mkdir(mode=0o500)
+        with pytest.raises(PermissionError, match="checkpoints cannot be written at"):
+            fitted(rows, "newton", locked / "fit")
+    (tmp_path / "latest.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="no list of checkpoints"):
+        fitted(rows, "newton", tmp_path)
+    with (
+        Engine(checkpoint=tmp_path / "other"),
+        pytest.raises(NotImplementedError, match="linear models so far, not for kmeans"),
+    ):
+        KMeans(2).fit(np.random.default_rng(0).standard_normal((50, 2)))
+
+
+@pytest.mark.s3
+def test_checkpoints_on_s3(rows, s3_server):
+    """An object store, which cannot rename, keeps them as well."""
+    options = {"storage_options": s3_server.storage_options}
+    expected, place = fitted(rows, "newton"), s3_server.url("checkpoints/fit")
+    with pytest.raises(KeyboardInterrupt):
+        fitted(rows, "newton", place, stop=3, **options)
+    said = []
+    assert fitted(rows, "newton", place, said=said, **options) == expected
+    assert any("Goes on after step" in text for text in said)
+    assert "secret" not in repr(Engine(checkpoint=place, **options).checkpoint)

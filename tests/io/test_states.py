@@ -1,0 +1,88 @@
+"""States come back from bytes with the same bits; bytes that are not whole are never read."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from daskdml.io.states import DamagedError, decode_state, encode_state
+from daskdml.solvers.certificates import Certificate
+from daskdml.solvers.newton import NewtonState
+
+STATE = NewtonState(np.array([[0.1, -0.0, np.nan]]), np.ones((1, 3), np.float32), dtype=np.float32)
+
+
+def same(a, b):
+    """Whether two states have equal types and bits."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, (np.ndarray, np.generic)):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if hasattr(a, "__dataclass_fields__"):
+        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    return a == b or (a != a and b != b)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None, True, -3, "é", 0.1, float("inf"), float("nan"), [1, [2.5]], (1, (2,)), {"a": None},
+        np.array([["x", "yz"]]), np.zeros((0, 3)), np.float32(0.1), np.int64(2**62),
+        np.arange(24).reshape(2, 3, 4)[:, ::2], np.dtype("<f4"), np.float64, STATE,
+        Certificate(0.5, 1e-9, "duality gap", True),
+    ],
+)  # fmt: skip
+def test_states_come_back(state):
+    """Every kind of value has its type and its bits again."""
+    assert same(decode_state(encode_state(state)), state)
+
+
+@pytest.mark.parametrize("state", [object(), np.array([object()]), {1: 2}, {3}, pytest])
+def test_what_is_no_state_is_refused(state):
+    """What has no bytes of its own is named before anything is written."""
+    with pytest.raises(TypeError, match="cannot be part of a checkpoint"):
+        encode_state(state)
+
+
+def test_no_changed_byte_goes_unseen():
+    """Each bit of a state is guarded, and so is its length."""
+    encoded = encode_state(STATE)
+    for at in range(0, len(encoded), 7):
+        changed = bytearray(encoded)
+        changed[at] ^= 1
+        with pytest.raises(DamagedError):
+            decode_state(bytes(changed))
+    for length in (0, 5, len(encoded) // 2, len(encoded) - 1):
+        with pytest.raises(DamagedError):
+            decode_state(encoded[:length])
+
+
+def forged(old, new):
+    """A state whose tree says something else, with a right checksum."""
+    import hashlib
+
+    encoded = encode_state(STATE)[:-32]
+    assert len(old) == len(new) and encoded.count(old)
+    body = encoded.replace(old, new)
+    return body + hashlib.sha256(body).digest()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"daskdml.solvers.newton"', b'"subprocess______solver"'[:24]),
+        (b'"NewtonState"', b'"annotations"'),
+        (b'"<f8", [1, 3], 0', b'"<f8", [1, 9], 0'),
+        (b'"<f8", [1, 3], 0', b'"|O8", [1, 3], 0'),
+        (b'"<f8", [1, 3], 0', b'"<f8", [1,-3], 0'),
+        (b'"reach"', b'"reack"'),
+    ],
+)
+def test_nothing_is_imported_or_allocated_on_a_state_s_word(old, new):
+    """Classes of other modules, sizes that are not there and unknown fields are refused."""
+    with pytest.raises(DamagedError, match="cannot read it"):
+        decode_state(forged(old, new))
