@@ -155,7 +155,10 @@ def load_tile(
 
 
 def _working(loaded: LoadedTile, work: Callable[[], tuple[Any, Any]]) -> tuple[Any, Part]:
-    """What `work` gives beside a value for the sum, and that value with the tile's record."""
+    """What `work` gives beside a value for the sum, and that value with the tile's record.
+
+    Factors are loaded and saved by `work`, too: as many tasks hold some as there are slots.
+    """
     leave_slot()
     with compute_permit(), ONE_BLAS_THREAD:
         began, tick = time.time(), time.perf_counter()
@@ -207,7 +210,7 @@ def half_step(
     not depend on the tiles.
     """
 
-    def work() -> tuple[np.ndarray, list[Any]]:
+    def work() -> tuple[np.ndarray | StoredFactors, list[Any]]:
         old, new, values = load(own.factors[0]), [], []
         in_store = isinstance(others[0].factors[0], StoredFactors)
         whole = None if in_store else np.concatenate([load(step.factors[0]) for step in others])
@@ -222,10 +225,10 @@ def half_step(
                 ]
             new += [rows for rows, _ in found]
             values += [value for _, value in found]
-        return np.concatenate(new), values
+        return keep(np.concatenate(new), where), values
 
     rows, part = _working(loaded, work)
-    return Step((keep(rows, where),), part)
+    return Step((rows,), part)
 
 
 def _ranges(stripe: RatingBlock, n: int, factors: np.ndarray) -> list[tuple[int, int]]:
@@ -264,17 +267,16 @@ def pair_step(
     """
     users, items = tiles
 
-    def work() -> tuple[tuple[np.ndarray, np.ndarray], Any]:
+    def work() -> tuple[tuple[np.ndarray | StoredFactors, ...], Any]:
         U, V = fresh(own.factors[0]), fresh(other.factors[0])
         total = None
         for n, m in _visits(len(users.pieces), len(items.pieces)):
             i, j = users.pieces[n].start, items.pieces[m].start
             value = rule(U[users.slices[n]], V[items.slices[m]], loaded.blocks[i, j], t, i, j)
             total = value if total is None else total + value
-        return (U, V), total
+        return (keep(U, where[0]), keep(V, where[1])), total
 
-    (U, V), part = _working(loaded, work)
-    return Step((keep(U, where[0]), keep(V, where[1])), part)
+    return Step(*_working(loaded, work))
 
 
 def _visits(n: int, m: int) -> Iterator[tuple[int, int]]:

@@ -148,7 +148,7 @@ def main():
                       memory_limit="1GB") as cluster, Client(cluster) as client:
         client.run(cap)
         with dml.Engine(client, memory_limit={limit}):
-            model = dml.MatrixFactorization(32, max_iter=1, random_state=0)
+            model = dml.MatrixFactorization(32, solver={solver!r}, max_iter=1, random_state=0)
             model.fit(ratings, factors_url={factors!r})
             users, items = model.user_ids_[:50], model.item_ids_[:50]
             predicted = model.predict((users, items))
@@ -166,18 +166,26 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.cluster
-@pytest.mark.slow
-def test_a_model_larger_than_any_worker(tmp_path):
-    """Factors larger than a worker's promise are fitted, under a hard cap, and can be asked."""
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Ratings, one of each of many users for one of as many items."""
     rng = np.random.default_rng(0)
     n = 1_700_000
     data = (rng.permutation(n), rng.permutation(n), rng.random(n, dtype=np.float32))
-    ratings = convert_ratings(data, tmp_path / "r.zarr", grid=(32, 32))
+    return convert_ratings(data, tmp_path_factory.mktemp("large") / "r.zarr", grid=(32, 32))
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["als", "sgd"])
+def test_a_model_larger_than_any_worker(solver, large, tmp_path):
+    """Factors larger than a worker's promise are fitted, under a hard cap, and can be asked."""
     limit, cap = 400_000_000, 650_000_000
     script = tmp_path / "large.py"
     script.write_text(
-        LARGE.format(cap=cap, url=ratings.url, limit=limit, factors=str(tmp_path / "f.zarr"))
+        LARGE.format(
+            cap=cap, url=large.url, limit=limit, solver=solver, factors=str(tmp_path / "f.zarr")
+        )
     )
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=240, check=False,
