@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from daskdml.io.store import filesystem, is_local, resolve_url, retrying
 
 POINTER = "latest.json"
 PROBE = "probe"
+_NAME = re.compile(r"[0-9]{6,}\.state")
 
 
 class CheckpointError(ValueError):
@@ -108,25 +110,35 @@ class Checkpoints:
             except (FileNotFoundError, DamagedError) as error:
                 why = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
                 warnings.warn(
-                    f"the checkpoint {name} is damaged ({why}); the one before it is taken",
+                    f"the checkpoint {name} is damaged ({why}); the one before it is taken, or the "
+                    "fit begins anew",
                     RuntimeWarning, stacklevel=2,
                 )  # fmt: skip
         return None
 
     def offer(self, state: Callable[[], Any], facts: Mapping[str, Any]) -> None:
-        """Write a state if the last one is old enough and written; raises what writing raised."""
+        """Write a state if the last one is old enough and written."""
         if self._writing is not None and self._writing.done():
-            done, self._writing = self._writing, None
-            done.result()
+            self._written()
         if self._writing is None and time.monotonic() - self._last >= self.place.every:
             self._last = time.monotonic()
             self._writing = self._thread.submit(self._write, state(), dict(facts))
 
-    def close(self, quietly: bool = False) -> None:
-        """Wait until what is being written is written; raises what writing raised."""
+    def close(self) -> None:
+        """Wait until what is being written is written."""
         self._thread.shutdown(wait=True)
-        if self._writing is not None and not quietly:
-            self._writing.result()
+        self._written()
+
+    def _written(self) -> None:
+        """Warn where a checkpoint could not be written: no reason to lose the fit, too."""
+        done, self._writing = self._writing, None
+        error = None if done is None else done.exception()
+        if error is not None:
+            warnings.warn(
+                f"a checkpoint could not be written at {self.place.url} ({error}); the fit goes "
+                f"on, and the checkpoints before it stay",
+                RuntimeWarning, stacklevel=3,
+            )  # fmt: skip
 
     def _write(self, state: Any, facts: dict[str, Any]) -> None:
         number = 1 + max((entry["number"] for entry in self._listed), default=0)
@@ -149,6 +161,8 @@ class Checkpoints:
         try:
             pointer = json.loads(text)
             self._fit, self._listed = dict(pointer["fit"]), list(pointer["checkpoints"])
+            if not all(_NAME.fullmatch(entry["name"]) for entry in self._listed):
+                raise ValueError("names that no checkpoint has")
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{name} is no list of checkpoints; name another URL, or remove it"

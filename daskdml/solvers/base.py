@@ -292,7 +292,7 @@ def running(data: D, label: str, began: float, resumable: bool = False) -> Itera
         yield run
     except BaseException as error:
         if run.checkpoints is not None:
-            run.checkpoints.close(quietly=True)
+            run.checkpoints.close()
         reason = f"broken off by {type(error).__name__}"
         tell(FitEnd(label, reason, time.perf_counter() - began, None))
         raise

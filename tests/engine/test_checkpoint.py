@@ -1,5 +1,6 @@
 """A fit that was broken off goes on from its checkpoint, and ends with the same bits."""
 
+import errno
 import json
 import os
 import signal
@@ -175,6 +176,37 @@ def test_steps_do_not_wait_for_writing(rows, tmp_path, monkeypatch):
     began = time.perf_counter()
     assert fitted(rows, "newton", tmp_path / "fit") == expected
     assert expected[-1] >= 5 and time.perf_counter() - began < 0.5 * (expected[-1] - 1)
+
+
+def test_a_full_disk_ends_no_fit(rows, tmp_path, monkeypatch):
+    """What cannot be written is a warning; the checkpoints that are there stay, and are enough."""
+    from daskdml.engine.checkpoint import Checkpoints
+
+    put = Checkpoints._put
+
+    def full(self, name, data):
+        if name > "000002.state" and name.endswith(".state"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(self, name, data)
+
+    expected, place = fitted(rows, "newton"), tmp_path / "fit"
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_put", full)
+        with pytest.warns(RuntimeWarning, match=r"could not be written at .*No space.*goes on"):
+            assert fitted(rows, "newton", place) == expected
+    assert sorted(f.name for f in place.glob("*.state")) == ["000001.state", "000002.state"]
+    said = []
+    assert fitted(rows, "newton", place, said=said) == expected
+    assert any("Goes on after step 2 " in text for text in said)
+
+
+def test_names_cannot_lead_out_of_the_folder(rows, tmp_path):
+    """A list that names files elsewhere is refused."""
+    entry = {"number": 1, "name": "../000001.state"}
+    listed = {"format": 1, "fit": {}, "checkpoints": [entry]}
+    (tmp_path / "latest.json").write_text(json.dumps(listed))
+    with pytest.raises(CheckpointError, match="no list of checkpoints"):
+        fitted(rows, "newton", tmp_path)
 
 
 def test_bad_places_are_told_at_once(rows, tmp_path):
