@@ -70,7 +70,9 @@ class Checkpoints:
         self._fit: dict[str, Any] | None = None
         self._listed: list[dict[str, Any]] = []
         self._try_to_write()
-        self._read_pointer()
+        found = _pointer(self._fs, self._path, place.url)
+        if found is not None:
+            self._fit, self._listed = found
 
     def recall(self, key: str) -> Any:
         """What the fingerprint of the checkpoints that are there says, or None."""
@@ -151,23 +153,6 @@ class Checkpoints:
             self._remove(old["name"])
         self._listed = listed[: self.place.keep]
 
-    def _read_pointer(self) -> None:
-        self._fs.invalidate_cache()
-        name = f"{self.place.url}/{POINTER}"
-        try:
-            text = retrying(lambda: self._get(POINTER), f"reading {name}")
-        except FileNotFoundError:
-            return
-        try:
-            pointer = json.loads(text)
-            self._fit, self._listed = dict(pointer["fit"]), list(pointer["checkpoints"])
-            if not all(_NAME.fullmatch(entry["name"]) for entry in self._listed):
-                raise ValueError("names that no checkpoint has")
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{name} is no list of checkpoints; name another URL, or remove it"
-            ) from error
-
     def _try_to_write(self) -> None:
         """Find out now, not after the first minute, whether checkpoints can be written."""
         try:
@@ -204,6 +189,41 @@ class Checkpoints:
             self._fs.rm_file(f"{self._path}/{name}")
         except FileNotFoundError:
             return
+
+
+def _pointer(fs: Any, path: str, url: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """The fit and its checkpoints that a folder's pointer lists; None where there is none."""
+    fs.invalidate_cache()
+    name = f"{url}/{POINTER}"
+    try:
+        text = retrying(lambda: fs.cat_file(f"{path}/{POINTER}"), f"reading {name}")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        pointer = json.loads(text)
+        fit, listed = dict(pointer["fit"]), list(pointer["checkpoints"])
+        if not all(_NAME.fullmatch(entry["name"]) for entry in listed):
+            raise ValueError("names that no checkpoint has")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{name} is no list of checkpoints; name another URL, or remove it"
+        ) from error
+    return fit, listed
+
+
+def list_checkpoints(place: CheckpointPlace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the result of a place's fit depends on, and its checkpoints, newest first.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there are none.
+    """
+    fs, path = filesystem(place.url, place.options)
+    found = _pointer(fs, path.rstrip("/"), place.url)
+    if found is None:
+        raise FileNotFoundError(f"there are no checkpoints at {place.url}")
+    return found
 
 
 def checkpoint_place(
