@@ -126,11 +126,12 @@ def factorize(path: Path, stored: str, **parameters: Any) -> Result:
     began and after their last one ended.
     """
     import daskdml
+    from daskdml.events import PassEnd
 
-    passes: list[Any] = []
+    passes: list[PassEnd] = []
 
     def heard(event: Any) -> None:
-        if type(event).__name__ == "PassEnd" and event.label.endswith("-sweep"):
+        if isinstance(event, PassEnd) and event.label.endswith("-sweep"):
             passes.append(event)
 
     model = daskdml.MatrixFactorization(random_state=0, tol=0, **parameters)

@@ -43,9 +43,9 @@ class CheckpointPlace:
     """
 
     url: str
-    every: float = 60.0
-    keep: int = 2
-    options: Mapping[str, Any] | None = None
+    every: float
+    keep: int
+    options: Mapping[str, Any] | None
 
     def __repr__(self) -> str:
         return f"CheckpointPlace({self.url!r}, every={self.every}, keep={self.keep})"
@@ -61,8 +61,7 @@ class Checkpoints:
 
     def __init__(self, place: CheckpointPlace) -> None:
         self.place = place
-        self._fs, self._path = filesystem(place.url, place.options)
-        self._path = self._path.rstrip("/")
+        self._fs, self._path = _folder(place)
         self._renames = is_local(place.url)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskdml-checkpoint")
         self._writing: Future[None] | None = None
@@ -71,12 +70,12 @@ class Checkpoints:
         self._listed: list[dict[str, Any]] = []
         self._try_to_write()
         found = _pointer(self._fs, self._path, place.url)
-        if found is not None:
+        if found is not None and found[1]:
             self._fit, self._listed = found
 
     def recall(self, key: str) -> Any:
         """What the fingerprint of the checkpoints that are there says, or None."""
-        return None if self._fit is None or not self._listed else self._fit.get(key)
+        return None if self._fit is None else self._fit.get(key)
 
     def claim(self, fingerprint: Mapping[str, Any]) -> None:
         """Say which fit this is.
@@ -92,7 +91,7 @@ class Checkpoints:
             Where there are checkpoints of another fit; says in what it differs.
         """
         ours = json.loads(json.dumps(dict(fingerprint)))
-        theirs = ours if self._fit is None or not self._listed else self._fit
+        theirs = ours if self._fit is None else self._fit
         for key in sorted(set(theirs) | set(ours)):
             a, b = theirs.get(key), ours.get(key)
             if a != b:
@@ -138,7 +137,7 @@ class Checkpoints:
         if error is not None:
             warnings.warn(
                 f"a checkpoint could not be written at {self.place.url} ({error}); the fit goes "
-                f"on, and the checkpoints before it stay",
+                "on, and the checkpoints before it stay",
                 RuntimeWarning, stacklevel=3,
             )  # fmt: skip
 
@@ -191,6 +190,12 @@ class Checkpoints:
             return
 
 
+def _folder(place: CheckpointPlace) -> tuple[Any, str]:
+    """The file system of a place, and the folder in it."""
+    fs, path = filesystem(place.url, place.options)
+    return fs, path.rstrip("/")
+
+
 def _pointer(fs: Any, path: str, url: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
     """The fit and its checkpoints that a folder's pointer lists; None where there is none."""
     fs.invalidate_cache()
@@ -219,8 +224,7 @@ def list_checkpoints(place: CheckpointPlace) -> tuple[dict[str, Any], list[dict[
     FileNotFoundError
         Where there are none.
     """
-    fs, path = filesystem(place.url, place.options)
-    found = _pointer(fs, path.rstrip("/"), place.url)
+    found = _pointer(*_folder(place), place.url)
     if found is None:
         raise FileNotFoundError(f"there are no checkpoints at {place.url}")
     return found

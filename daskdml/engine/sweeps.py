@@ -21,7 +21,6 @@ from daskdml.engine.runners import fit_name
 from daskdml.io.factors import FactorStore, StoredFactors
 from daskdml.io.ratings import Ratings, Walk
 
-_SIDES: tuple[Walk, Walk] = ("user", "item")
 LINEAGE_SECONDS = 10.0  # of sweeps that a lost worker can make Dask repeat
 CURE = (
     "convert the ratings with a finer grid, run fewer threads per worker, or keep the factors in a "
@@ -119,9 +118,10 @@ class Sweeps(Opened):
         nnz, most = self.ratings.nnz, 0
         if not self.paired:
             return int(max(nnz.sum(axis=0).max(), nnz.sum(axis=1).max())) * self.row_nbytes
-        pieces = [[p for tile in self.tiles[side] for p in tile.pieces] for side in _SIDES]
-        for rows in pieces[0]:
-            for columns in pieces[1]:
+        users = [piece for tile in self.tiles["user"] for piece in tile.pieces]
+        items = [piece for tile in self.tiles["item"] for piece in tile.pieces]
+        for rows in users:
+            for columns in items:
                 if len(rows) * len(columns) > 1:
                     most = max(most, int(nnz.take(rows, axis=0).take(columns, axis=1).sum()))
         return 2 * most * self.row_nbytes  # as stripes, then one below the other

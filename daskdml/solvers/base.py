@@ -195,15 +195,7 @@ class RunOf(Generic[D]):
     def resume(self, fingerprint: Mapping[str, Any]) -> Saved | None:
         """Where an earlier call of this fit stood, or None; its history is this fit's, too.
 
-        Parameters
-        ----------
-        fingerprint : mapping of str to what JSON has
-            What the result depends on.
-
-        Raises
-        ------
-        CheckpointError
-            Where the checkpoints are those of another fit.
+        `fingerprint` and what is raised are those of `Checkpoints.claim`.
         """
         if self.checkpoints is None:
             return None

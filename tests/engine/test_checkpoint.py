@@ -29,20 +29,28 @@ def rows(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("rows") / "r.zarr", X, y, chunks=500).url
 
 
+def stop_after(n):
+    """A callback that breaks off after n steps."""
+    steps = []
+
+    def heard(event):
+        if isinstance(event, PassEnd) and event.objective is not None:
+            steps.append(event)
+            if len(steps) == n:
+                raise KeyboardInterrupt
+
+    return heard
+
+
 def fitted(url, solver, place=None, stop=None, runner=None, said=None, **more):
     """Bits of a fit; with `stop`, it is broken off after so many steps."""
-    steps = []
 
     def heard(event):
         if isinstance(event, Message) and said is not None:
             said.append(event.text)
-        if isinstance(event, PassEnd) and event.objective is not None:
-            steps.append(event)
-            if len(steps) == stop:
-                raise KeyboardInterrupt
 
     options = {"checkpoint": place, "every": 0, **more}
-    with Engine(runner, callbacks=[heard], **options):
+    with Engine(runner, callbacks=[heard, stop_after(stop)], **options):
         model = LogisticRegression(solver=solver, random_state=0, **SOLVERS[solver])
         model.fit(open_dataset(url))
     objectives = np.array([record.objective for record in model.history_], float)
@@ -141,19 +149,6 @@ def test_seeds_that_were_drawn_are_kept(rows, tmp_path):
     plain = LogisticRegression(solver="sgd", random_state=None)
     plain._replicas = lambda: type(model._replicas())(None, 0, seed)
     assert np.array_equal(plain.fit(open_dataset(rows)).coef_, model.coef_)
-
-
-def stop_after(n):
-    """A callback that breaks off after n steps."""
-    steps = []
-
-    def heard(event):
-        if isinstance(event, PassEnd) and event.objective is not None:
-            steps.append(event)
-            if len(steps) == n:
-                raise KeyboardInterrupt
-
-    return heard
 
 
 def test_time_between_checkpoints(rows, tmp_path):
