@@ -17,6 +17,7 @@ from daskdml.events import BlockEnd, Message, PassEnd, PassStart
 
 if TYPE_CHECKING:
     from daskdml.engine.graphs import Graph
+    from daskdml.engine.journal import Journal
     from daskdml.engine.run import Engine
 
 _SHARE_OF_WORKER = 0.7  # of a Dask worker's limit: beyond it, Dask begins to spill and to pause
@@ -67,6 +68,7 @@ class Opened(ABC):
     """A source opened by an engine. Use as a context manager: leaving it forgets pinned blocks."""
 
     plan: MemoryPlan
+    journal: Journal
 
     def __init__(self, engine: Engine, in_memory: bool) -> None:
         self.engine = engine
@@ -151,8 +153,9 @@ class Opened(ABC):
         t = totals
         bound = (objective, gap, relative)
         spent = (t.read, t.decode, t.compute, t.wait, t.transfer)
-        index = self._under_way.pop(label)
-        self.engine.tell(PassEnd(label, index, t.seconds, *bound, t.nbytes, *spent))
+        index = self._under_way.pop(label, None)
+        if index is not None:  # else an earlier call of the fit made it
+            self.engine.tell(PassEnd(label, index, t.seconds, *bound, t.nbytes, *spent))
 
     def _note_changes(self, names: set[str]) -> None:
         if self._names and names != self._names:

@@ -14,12 +14,14 @@ from dask.utils import parse_bytes
 from daskdml.engine import tasks
 from daskdml.engine.checkpoint import checkpoint_place
 from daskdml.engine.graphs import Graph, Group, group_rows, pass_graph, rounds_graph
+from daskdml.engine.journal import Entry, Journal
 from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
 from daskdml.engine.opened import NOTHING, Opened, PassTotals
 from daskdml.engine.place import global_client
 from daskdml.engine.runners import Cluster, Inline, Runner, Threads, fit_name
 from daskdml.events import Callback, Event, Message, emit
 from daskdml.io.sources import AnySource
+from daskdml.io.states import digest
 from daskdml.kernels.targets import DataError, check_rows, explain
 
 GROUP_BYTES = 24_000_000  # rows that one task reads, where chunks are smaller
@@ -144,6 +146,7 @@ class Data(Opened):
         self.once = once
         self.source = source
         self.groups = group_rows(source.chunk_bounds, source.row_nbytes, GROUP_BYTES)
+        self.journal = Journal()
         self._where: dict[int, str] = {}
         self.require(needs)
 
@@ -201,15 +204,19 @@ class Data(Opened):
         value, totals
         """
         groups = self.groups if groups is None else groups
-        self._start(label, len(groups), sum(g.rows for g in groups))
-        value, totals = None, NOTHING
-        for segment in _batched(groups, SEGMENT_GROUPS):
+        done = self.journal.begin(label)
+        value, totals = done.value, done.totals
+        for n, segment in enumerate(_batched(groups, SEGMENT_GROUPS), 1):
+            if n <= done.segments:
+                continue
+            self._start(label, len(groups), sum(g.rows for g in groups))
             lanes, places = self._lanes(segment)
             read, held = self._read(parts), self._held(lanes, places)
             graph = pass_graph(fit_name(label), read, lanes, fn, self.plan.prefetch, held)
             (part,), spent = self._run(graph, places, label)
             value = part.value if value is None else value + part.value
             totals = totals + spent
+            self.journal.reached(Entry(label, n, value, totals))
         self.totals = self.totals + totals
         return value, totals
 
@@ -228,6 +235,15 @@ class Data(Opened):
             raise
         self.end_pass(label, totals)
         return value
+
+    def identity(self, label: str) -> str:
+        """Digits that tell these rows from others: of their shape, and of three groups of them."""
+        n = len(self.groups)
+        few = [self.groups[k] for k in sorted({0, n // 2, n - 1})]
+        name = f"{label}-identity"
+        found, totals = self.map_reduce(tasks.identify, name, few)
+        self.end_pass(name, totals)
+        return digest((*self.shape, str(self.source.dtype), found))
 
     def leave_out(self, totals: PassTotals) -> None:
         """Do not count the rows of a pass that read no rows of X."""
@@ -250,10 +266,13 @@ class Data(Opened):
         totals : PassTotals
         """
         visited = [g for row in schedule for g in row if g is not None]
-        self._start(label, len(visited), sum(g.rows for g in visited))
-        totals, states = NOTHING, list(states)
+        done = self.journal.begin(label)
+        totals, states = done.totals, list(states if done.value is None else done.value)
         replicas = max(len(row) for row in schedule)
-        for segment in _batched(schedule, max(1, SEGMENT_GROUPS // replicas)):
+        for n, segment in enumerate(_batched(schedule, max(1, SEGMENT_GROUPS // replicas)), 1):
+            if n <= done.segments:
+                continue
+            self._start(label, len(visited), sum(g.rows for g in visited))
             slots = self._slots()
             places = [slots[k * len(slots) // replicas % len(slots)] for k in range(replicas)]
             read = self._read(tasks.ALL_PARTS)
@@ -263,6 +282,7 @@ class Data(Opened):
             ended, spent = self._run(graph, places, label)
             states = ([*states, *(p.value for p in ended)])[-len(states) :]
             totals = totals + spent
+            self.journal.reached(Entry(label, n, states, totals))
         self.totals = self.totals + totals
         return states, totals
 

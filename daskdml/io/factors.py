@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import zarr
 from dask.base import tokenize
+from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from daskdml.io.chunks import ChunkReader
@@ -78,25 +79,47 @@ class FactorStore:
     options: Any = None
 
     @classmethod
-    def create(cls, url: str | os.PathLike[str], options: Any = None) -> FactorStore:
-        """Begin a new store.
+    def at(cls, url: str | os.PathLike[str], options: Any = None) -> FactorStore:
+        """The store at a URL, which need not be there yet."""
+        return cls(resolve_url(url), dict(options) if options else None)
+
+    def begin(self, fit: str | None = None, anew: bool = True) -> None:
+        """Make the store, or go on with the one that the same fit left.
+
+        Parameters
+        ----------
+        fit : str or None
+            Digits of the fit, where it can be taken up again.
+        anew : bool
+            Whether the fit has nothing to go on from: then a finished store is another one's.
 
         Raises
         ------
         FileExistsError
-            If something is at the URL.
+            If something else is at the URL.
         """
-        made = cls(resolve_url(url), dict(options) if options else None)
-        store = open_store(made.url, made.options, read_only=False)
+        store = open_store(self.url, self.options, read_only=False)
         if not sync(store.is_empty("")):
-            raise FileExistsError(
-                f"{made.url} exists; choose another URL for the factors, or remove it"
-            )
+            known = self._attributes(store)
+            finished = {"user", "item"} <= set(known)
+            if fit is None or known.get("fit") != fit or (anew and finished):
+                raise FileExistsError(
+                    f"{self.url} exists; choose another URL for the factors, or remove it"
+                )
+            return
+        facts = {"kind": "factors"} | ({} if fit is None else {"fit": fit})
         retrying(
-            lambda: zarr.create_group(store, attributes={"daskdml": {"kind": "factors"}}),
-            f"creating {made.url}",
+            lambda: zarr.create_group(store, attributes={"daskdml": facts}),
+            f"creating {self.url}",
         )
-        return made
+
+    @staticmethod
+    def _attributes(store: Store) -> dict[str, Any]:
+        try:
+            found = zarr.open_group(store, mode="r").attrs.get("daskdml")
+        except FileNotFoundError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def add(self, name: str, sizes: Sequence[int], width: int, dtype: Any) -> None:
         """Create an array for blocks of so many rows; made again, it is the same."""
@@ -116,6 +139,13 @@ class FactorStore:
         return retrying(
             lambda: zarr.open_array(store, path=name, mode="r+" if write else "r"),
             f"opening {name} of {self.url}",
+        )
+
+    def names(self) -> list[str]:
+        """Of the arrays there are."""
+        store = open_store(self.url, self.options)
+        return retrying(
+            lambda: list(zarr.open_group(store, mode="r").array_keys()), f"listing {self.url}"
         )
 
     def remove(self, name: str) -> None:
