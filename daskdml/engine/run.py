@@ -49,7 +49,7 @@ class Engine:
         Told of each event, in order, on the client.
     checkpoint : str or None, default=None
         URL of a folder in which a fit keeps where it stands; the same fit, called again, goes on
-        from there and ends with the same bits. One folder for one fit; linear models so far.
+        from there and ends with the same bits. One folder for one fit.
     every : str or float, default="60s"
         Time between two checkpoints at least, as in "10s", or seconds.
     keep : int, default=2

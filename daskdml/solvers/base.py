@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from daskdml.kernels.targets import Targets, check_rows
 from daskdml.solvers.certificates import TINY, Certificate
 from daskdml.solvers.record import Record
 
+_OURS = ("daskdml", "contextlib", "sklearn")  # between a fit's end and who called it
 STUCK = "round-off hides any further decrease; raise tol, or add a penalty"
 
 
@@ -371,8 +373,16 @@ def running(data: D, label: str, began: float, resumable: bool = True) -> Iterat
         warnings.warn(
             f"{label} was {found.reason}: this is the best model so far, and {_reached(found)}"
             f"{again}",
-            RuntimeWarning, stacklevel=6,
+            RuntimeWarning, stacklevel=_callers_level(),
         )  # fmt: skip
+
+
+def _callers_level() -> int:
+    """How far above the calling function the user's code is."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in _OURS:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 @dataclass(frozen=True)
