@@ -13,12 +13,14 @@ from dask.utils import parse_bytes
 
 from daskdml.engine import tasks
 from daskdml.engine.checkpoint import checkpoint_place
+from daskdml.engine.cluster import Cluster
 from daskdml.engine.graphs import Graph, Group, group_rows, pass_graph, rounds_graph
 from daskdml.engine.journal import Entry, Journal
 from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
 from daskdml.engine.opened import NOTHING, Opened, PassTotals
 from daskdml.engine.place import global_client
-from daskdml.engine.runners import Cluster, Inline, Runner, Threads, fit_name
+from daskdml.engine.runners import Inline, Runner, Threads, fit_name
+from daskdml.engine.share import share_of
 from daskdml.events import Callback, Event, Message, emit
 from daskdml.io.sources import AnySource
 from daskdml.io.states import digest
@@ -56,6 +58,25 @@ class Engine:
         How many checkpoints stay.
     storage_options : dict or None, default=None
         Of the checkpoint's file system.
+    priority : int, default=-10
+        Dask's priority of a fit's tasks. Below 0 other people's tasks, which have 0 unless they
+        ask for something else, go first.
+    max_share : float, default=1.0
+        Part of the cluster's threads that a fit uses at once, at most, and at least one of them;
+        or of this process's. Below 1, reading counts as well as computing.
+    resources : dict or None, default=None
+        Dask's resources that each task takes, as in ``{"GPU": 1}``; workers that have less are
+        left alone.
+    workers : str, int, sequence of them or None, default=None
+        Names or addresses of the workers to be used, and no others; None means all.
+    min_workers : int, default=1
+        How many usable workers must be there before a fit is planned; it waits for them, but not
+        longer than ``daskdml.wait-for-workers`` of Dask's configuration says (five minutes).
+
+    Raises
+    ------
+    ValueError
+        If one of the parameters makes no sense; says which.
 
     Examples
     --------
@@ -78,8 +99,14 @@ class Engine:
         every: str | float = "60s",
         keep: int = 2,
         storage_options: Mapping[str, Any] | None = None,
+        priority: int = -10,
+        max_share: float = 1.0,
+        resources: Mapping[str, float] | None = None,
+        workers: str | int | Sequence[str | int] | None = None,
+        min_workers: int = 1,
     ) -> None:
         self.client = client
+        self.share = share_of(priority, max_share, resources, workers, min_workers)
         self.memory_limit = None if memory_limit is None else int(parse_bytes(memory_limit))
         self.callbacks = tuple(callbacks)
         self.checkpoint = None
@@ -107,10 +134,11 @@ class Engine:
         client = self.client
         if client is not None and not hasattr(client, "scheduler_info"):
             return client
-        if in_memory:
-            return Threads()
-        client = client or global_client()
-        return Threads() if client is None else Cluster(client)
+        client = None if in_memory else client or global_client()
+        if client is None:
+            return Threads().part(self.share.max_share)
+        place = None if self.checkpoint is None else self.checkpoint.url
+        return Cluster(client, self.share, lambda text: self.tell(Message(text)), place)
 
     def open(self, source: AnySource, needs: Needs, once: bool = False) -> Data:
         """Plan a fit over a source; refuses what the memory promise does not allow.

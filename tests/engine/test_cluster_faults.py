@@ -1,0 +1,215 @@
+"""Faults of a cluster cost time, not bits; what cannot be survived ends in time, with an error."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import dask
+import numpy as np
+import pytest
+from distributed import Client
+
+import daskdml.engine.run
+from daskdml import Engine, LogisticRegression
+from daskdml.engine.graphs import Graph, pass_graph
+from daskdml.engine.memory import Needs
+from daskdml.engine.run import Inline
+from daskdml.engine.tasks import Read
+from daskdml.events import BlockEnd, Message
+from daskdml.io import write_dataset
+from tests.conftest import workers
+from tests.engine.processes import Processes, Proxy, closed_port, freeze
+from tests.engine.sources import Made, total
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(autouse=True)
+def short_limits(monkeypatch):
+    """A silent worker is given up after three seconds; rows come in twenty groups."""
+    monkeypatch.setattr(daskdml.engine.run, "GROUP_BYTES", 60_000)
+    limits = {"worker-silence": "3s", "scheduler-silence": "4s", "wait-for-workers": "30s"}
+    with dask.config.set({f"daskdml.{name}": seconds for name, seconds in limits.items()}):
+        yield
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Rows in twenty chunks."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((20_000, 6))
+    y = (X @ [1, -0.5, 0.2, 0, 0.1, 0.01] + rng.logistic(size=len(X)) > 0).astype(int)
+    return write_dataset(tmp_path_factory.mktemp("faults") / "rows.zarr", X, y, chunks=1000).url
+
+
+def fitted(url, client, callbacks=(), **options):
+    """Bits of a fit."""
+    from daskdml.io import open_dataset
+
+    with Engine(client, callbacks=callbacks, **options):
+        model = LogisticRegression(tol=1e-10).fit(open_dataset(url))
+    return model.coef_.tobytes(), model.intercept_.tobytes(), model.n_iter_
+
+
+@pytest.fixture(scope="module")
+def expected(rows):
+    """What one thread gets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(daskdml.engine.run, "GROUP_BYTES", 60_000)
+        return fitted(rows, Inline())
+
+
+class At:
+    """A callback that does something once, at the n-th block of a fit; keeps the messages."""
+
+    def __init__(self, n, action):
+        self.n, self.action, self.seen, self.texts = n, action, 0, []
+
+    def __call__(self, event):
+        """Count blocks."""
+        if isinstance(event, Message):
+            self.texts.append(event.text)
+        if isinstance(event, BlockEnd):
+            self.seen += 1
+            if self.seen == self.n:
+                self.action(event)
+
+    def told(self, *words):
+        """Whether one message has all these words."""
+        return any(all(word in text for word in words) for text in self.texts)
+
+
+def test_a_frozen_worker(rows, expected):
+    """A worker that is stopped is given up after the stated time; the bits are the same."""
+    with Processes(2) as cluster, Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        pids = client.run(os.getpid)
+        at = At(12, lambda event: freeze(pids[event.worker]))
+        began = time.monotonic()
+        assert fitted(rows, client, [at]) == expected
+        assert time.monotonic() - began < 30
+        assert at.told("not been heard of for 3 s", "removed")
+        assert len(client.nthreads()) == 1
+
+
+def test_all_workers_are_lost_and_others_come(rows, expected):
+    """A fit waits for workers, says so, and goes on with those that come."""
+    with Processes(1) as cluster, Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=60)
+
+        def replace(event):
+            cluster.workers[0].kill()
+            threading.Timer(2.0, cluster.worker).start()
+
+        at = At(12, replace)
+        assert fitted(rows, client, [at]) == expected
+        assert at.told("joined")
+
+
+def test_nobody_comes(rows):
+    """Where all workers are lost and none comes, the fit ends after the stated time."""
+    with Processes(1) as cluster, Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=60)
+        at = At(12, lambda event: cluster.workers[0].kill())
+        with (
+            dask.config.set({"daskdml.wait-for-workers": "2s"}),
+            pytest.raises(TimeoutError, match=r"has no workers, and none came within 2 s"),
+        ):
+            fitted(rows, client, [at])
+
+
+def killed_in_mid_fit(rows, tmp_path=None, **options):
+    """What a fit raises whose scheduler is killed, and the seconds until it does."""
+    with Processes(2) as cluster, Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        killed = []
+
+        def kill(event):
+            cluster.scheduler.kill()
+            killed.append(time.monotonic())
+
+        with pytest.raises(ConnectionError) as caught:
+            fitted(rows, client, [At(12, kill)], **options)
+        seconds = time.monotonic() - killed[0]
+        assert cluster.address in str(caught.value)
+        return str(caught.value), seconds
+
+
+def test_the_scheduler_is_killed(rows, tmp_path):
+    """The fit ends within seconds, and names the scheduler and where the checkpoints are."""
+    text, seconds = killed_in_mid_fit(rows, checkpoint=tmp_path / "kept", every=0)
+    assert seconds < 5
+    assert str(tmp_path / "kept") in text and "call fit again" in text
+
+
+def test_the_scheduler_is_frozen(rows):
+    """A scheduler that does not answer is given up after the stated time."""
+    with Processes(1) as cluster, Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=60)
+        at = At(12, lambda event: freeze(cluster.scheduler.pid))
+        began = time.monotonic()
+        with pytest.raises(ConnectionError, match=r"gone, or has not answered for 4 s"):
+            fitted(rows, client, [at])
+        assert time.monotonic() - began < 25
+        os.kill(cluster.scheduler.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("how", ["freeze", "cut"])
+def test_a_worker_is_cut_off(how, rows, expected):
+    """A worker that packets no longer reach, or whose connections are closed, is done without."""
+    with Processes(1) as cluster, Client(cluster.address, set_as_default=False) as client:
+        port = closed_port()
+        to_scheduler, to_worker = Proxy(cluster.address), Proxy(f"tcp://127.0.0.1:{port}")
+        cluster.worker(to_scheduler.address, port=port, contact_address=to_worker.address)
+        client.wait_for_workers(2, timeout=60)
+
+        def sever(event):
+            getattr(to_scheduler, how)()
+            getattr(to_worker, how)()
+
+        at = At(14, sever)
+        assert fitted(rows, client, [at]) == expected
+        assert at.seen > 14
+        assert at.told("removed") == (how == "freeze")
+        assert at.told(to_worker.address)
+        to_scheduler.close()
+        to_worker.close()
+
+
+def test_a_frozen_worker_holds_the_result(rows):
+    """A result on a worker that is frozen before it is fetched is made again elsewhere."""
+    with Processes(2) as cluster, Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        pids = client.run(os.getpid)
+        with Engine(client).open(Made(40, 10), Needs()) as data:
+            read = Read(data.source)
+            graph = pass_graph("held", read, [data.groups], total, 1)
+            graph = Graph(graph.tasks, [("held", 0)], graph.lane_of, graph.wanted)
+            _, held = data.runner.run(graph, data._slots()[:1], lambda record: None)
+            place = next(iter(client.who_has(held)[held.key]))
+            freeze(pids[place])
+            assert data.runner.fetch([held])[0].value == total(Made(40, 10).read(0, 40)[0])
+
+
+class Crash:
+    """Block -> its sum; the process dies where row 20 is in it."""
+
+    def __call__(self, block):
+        """Sum of a block's rows."""
+        if block.start <= 20 < block.start + block.n_rows:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return total(block)
+
+
+def test_a_task_that_always_crashes():
+    """It is given up after a stated number of tries; the error names the rows and the data set."""
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        workers(2) as client,
+        Engine(client).open(Made(40, 10), Needs()) as data,
+        pytest.raises(RuntimeError, match=r"rows 20:30 of made: 2 workers died .* worked on it"),
+    ):
+        data.map_reduce(Crash(), "crash")
