@@ -192,8 +192,9 @@ def _totals(
 ) -> PassTotals:
     records = list(records)
     compute = sum(r.compute for r in records)
-    first = min((r.load_began for r in records), default=began)
-    last = max((r.ended for r in records), default=stopped)
+    # A worker's clock may be wrong.
+    first = min(max(began, min((r.load_began for r in records), default=began)), stopped)
+    last = max(min(stopped, max((r.ended for r in records), default=stopped)), began)
     return PassTotals(
         seconds=stopped - began,
         rows=sum(r.rows for r in records),
@@ -202,6 +203,6 @@ def _totals(
         decode=sum(r.decode for r in records),
         compute=compute,
         wait=max(0.0, slots * (stopped - began) - compute),
-        transfer=max(0.0, first - began) + max(0.0, stopped - last),
+        transfer=first - began + stopped - last,
         pinned_rows=sum(r.rows for r in records if r.nbytes == 0 and r.pinned),
     )
