@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
-import uuid
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -19,7 +20,9 @@ from dask.task_spec import DataNode, Task, TaskRef
 
 from daskdml.engine import tasks
 from daskdml.engine.blame import blame
+from daskdml.engine.cache import PINNED
 from daskdml.engine.graphs import Graph
+from daskdml.engine.ledger import Claim, Standing, enter, leave
 from daskdml.engine.limits import TimeLimits
 from daskdml.engine.place import TOPIC, Allotment, forget_allotment
 from daskdml.engine.runners import Rehearse, Told, Worker, fit_name, forget_blocks, make_ready
@@ -27,6 +30,7 @@ from daskdml.engine.share import Share
 from daskdml.engine.survey import NOTE, Fact, apart, bind_anew
 from daskdml.engine.watch import TICK, Watch
 
+ASK_AGAIN = 2.0  # seconds after which a fit asks anew what other fits there are
 FORGET = 10.0  # seconds that a fit waits at its end for workers to drop its blocks
 
 
@@ -104,7 +108,9 @@ class Cluster:
             )
         self.client = client
         self.share = share
-        self._token = uuid.uuid4().hex[:12]
+        self._token = ""
+        self._standing = Standing(0, 0, 1, {})
+        self._claimed: tuple[float, Claim | None] = 0.0, None
         self._mine: list[Fact] = []  # the workers that are used, and how many of their slots
         limits = TimeLimits.configured()
         self._watch = Watch(client, share, limits, tell, checkpoint, self._bind_anew)
@@ -134,7 +140,24 @@ class Cluster:
         facts = self._watch.facts
         total = sum(fact.threads for fact in facts if fact.running)
         own = {fact.address for fact in self._mine}
-        return self.share.allot(self.share.usable(facts), total, {}, own)
+        return self.share.allot(self.share.usable(facts), total, self._standing.taken, own)
+
+    def claim(self, token: str, need: int, limit: int) -> Standing:
+        """Among the fits of the cluster; asks its scheduler, but not more often than need be."""
+        if not self._token:
+            self._token = token
+            weakref.finalize(self, _leave, self.client, token).atexit = False
+        slots = {fact.address: fact.threads for fact in self._mine or self._allot()}
+        claim = Claim(self.client.id, need, limit, slots)
+        if self._claimed[1] != claim or time.monotonic() - self._claimed[0] > ASK_AGAIN:
+            tell = self.client.run_on_scheduler(enter, token, claim, asynchronous=True)
+            self._standing = self._watch.ask(tell)
+            self._claimed = time.monotonic(), claim
+        return self._standing
+
+    def make_room(self, nbytes: int) -> None:
+        """On the workers that are used."""
+        self._on_workers(cap_blocks, nbytes, workers=[fact.address for fact in self._mine])
 
     def _bind_anew(self) -> None:
         """Where tasks may only run on workers of which some are lost, let them run on others."""
@@ -147,15 +170,15 @@ class Cluster:
         move = partial(self.client.run_on_scheduler, bind_anew, asynchronous=True)
         self._watch.ask(move(self._token, places))
 
-    def resident(self, rehearse: Rehearse = None) -> int:
+    def resident(self, rehearse: Rehearse = None, shared: bool = False) -> int:
         """Resident bytes of the fullest worker, with all loaded that tasks need."""
         # One worker of each machine goes first: the others find in the cache what it compiled.
         names = [w.name for w in self.workers()]
         first = list({name.rpartition(":")[0]: name for name in names}.values())
-        known = self._on_workers(make_ready, rehearse, workers=first)
+        known = self._on_workers(make_ready, rehearse, shared, workers=first)
         others = [name for name in names if name not in first]
         if others:
-            known |= self._on_workers(make_ready, rehearse, workers=others)
+            known |= self._on_workers(make_ready, rehearse, shared, workers=others)
         return max(known.values(), default=0)
 
     def _on_workers(
@@ -267,14 +290,28 @@ class Cluster:
     def forget(self, token: str) -> dict[str, int]:
         """Drop a fit's pinned blocks on every worker, as far as they answer in time."""
         try:
-            return self._on_workers(_forget, token, self._token, seconds=FORGET)
+            leaving = self.client.run_on_scheduler(leave, token, asynchronous=True)
+            self._watch.ask(leaving, FORGET)
+            return self._on_workers(_forget, token, seconds=FORGET)
         except (OSError, CancelledError, RuntimeError):
             return {}  # whoever did not hear drops them when they have not been used for a while
 
 
-def _forget(token: str, allotment: str) -> int:
+def cap_blocks(nbytes: int) -> None:
+    """Let no fit keep more than so many bytes of blocks in this process."""
+    PINNED.cap(nbytes)
+
+
+def _leave(client: Any, token: str) -> None:
+    """Take back the claim of a fit that nobody ended; waits for nothing."""
+    if client.status == "running":
+        leaving = client.run_on_scheduler(leave, token, asynchronous=True)
+        asyncio.run_coroutine_threadsafe(leaving, client.loop.asyncio_loop)
+
+
+def _forget(token: str) -> int:
     """Forget a fit on a worker; gives its peak resident bytes."""
-    forget_allotment(allotment)
+    forget_allotment(token)
     return forget_blocks(token)
 
 
