@@ -19,11 +19,11 @@ ABANDONED_AFTER = 600.0  # seconds without a use, after which a fit's blocks may
 class _Shelf:
     used: int = 0
     touched: float = 0.0
-    blocks: dict[Any, Any] = field(default_factory=dict)
+    blocks: dict[Any, tuple[Any, int]] = field(default_factory=dict)
 
 
 class BlockCache:
-    """Keeps the first blocks offered until a fit's budget is full, and never evicts one of them.
+    """Keeps the first blocks offered until a fit's budget is full; evicts only for another fit.
 
     A cyclic walk longer than the cache would miss every time under least-recently-used eviction;
     keeping the first blocks hits for exactly the part that fits.
@@ -42,6 +42,7 @@ class BlockCache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._cap: int | None = None
         self._shelves: dict[str, _Shelf] = {}
 
     def get(self, token: str, key: Any) -> Any | None:
@@ -51,7 +52,7 @@ class BlockCache:
             if shelf is None:
                 return None
             shelf.touched = time.monotonic()
-            return shelf.blocks.get(key)
+            return shelf.blocks.get(key, (None, 0))[0]
 
     def offer(self, token: str, key: Any, block: Any, nbytes: int, budget: int) -> bool:
         """Pin a block if the fit's budget (bytes in this process) has room; tell if it did."""
@@ -63,16 +64,26 @@ class BlockCache:
             shelf.touched = now
             if key in shelf.blocks:
                 return True
-            if shelf.used + nbytes > budget:
+            if shelf.used + nbytes > (budget if self._cap is None else min(budget, self._cap)):
                 return False
-            shelf.blocks[key] = block
+            shelf.blocks[key] = block, nbytes
             shelf.used += nbytes
             return True
+
+    def cap(self, nbytes: int) -> None:
+        """Let no fit keep more than so many bytes, from now on and until there is one fit alone."""
+        with self._lock:
+            self._cap = nbytes
+            for shelf in self._shelves.values():
+                while shelf.used > nbytes:
+                    shelf.used -= shelf.blocks.popitem()[1][1]
 
     def drop(self, token: str) -> None:
         """Forget a fit's blocks."""
         with self._lock:
             self._shelves.pop(token, None)
+            if len(self._shelves) <= 1:
+                self._cap = None
 
 
 PINNED = BlockCache()

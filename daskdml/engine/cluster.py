@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import dask
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from dask.task_spec import DataNode
+from dask.task_spec import DataNode, Task, TaskRef
 
 from daskdml.engine import tasks
 from daskdml.engine.blame import blame
+from daskdml.engine.cache import PINNED
 from daskdml.engine.graphs import Graph
+from daskdml.engine.ledger import Claim, Standing, enter, leave
 from daskdml.engine.limits import TimeLimits
-from daskdml.engine.place import TOPIC
-from daskdml.engine.runners import Rehearse, Told, Worker, forget_blocks, make_ready
+from daskdml.engine.place import TOPIC, Allotment, forget_allotment
+from daskdml.engine.runners import Rehearse, Told, Worker, fit_name, forget_blocks, make_ready
 from daskdml.engine.share import Share
-from daskdml.engine.survey import Fact
+from daskdml.engine.survey import NOTE, Fact, apart, bind_anew
 from daskdml.engine.watch import TICK, Watch
 
+ASK_AGAIN = 2.0  # seconds after which a fit asks anew what other fits there are
 FORGET = 10.0  # seconds that a fit waits at its end for workers to drop its blocks
 
 
@@ -102,7 +108,12 @@ class Cluster:
             )
         self.client = client
         self.share = share
-        self._watch = Watch(client, share, TimeLimits.configured(), tell, checkpoint)
+        self._token = ""
+        self._standing = Standing(0, 0, 1, {})
+        self._claimed: tuple[float, Claim | None] = 0.0, None
+        self._mine: list[Fact] = []  # the workers that are used, and how many of their slots
+        limits = TimeLimits.configured()
+        self._watch = Watch(client, share, limits, tell, checkpoint, self._bind_anew)
         self._watch.look(now=True)
         share.check_named(self._watch.facts)
         self._watch.await_workers(share.min_workers)
@@ -122,20 +133,52 @@ class Cluster:
             If none comes in time.
         """
         self._watch.await_workers(1)
-        return [Worker(fact.address, fact.threads, fact.limit) for fact in self._usable()]
+        self._mine = self._allot()
+        return [Worker(fact.address, fact.threads, fact.limit) for fact in self._mine]
 
-    def _usable(self) -> list[Fact]:
-        return self.share.usable(self._watch.facts)
+    def _allot(self) -> list[Fact]:
+        facts = self._watch.facts
+        total = sum(fact.threads for fact in facts if fact.running)
+        own = {fact.address for fact in self._mine}
+        return self.share.allot(self.share.usable(facts), total, self._standing.taken, own)
 
-    def resident(self, rehearse: Rehearse = None) -> int:
+    def claim(self, token: str, need: int, limit: int) -> Standing:
+        """Among the fits of the cluster; asks its scheduler, but not more often than need be."""
+        if not self._token:
+            self._token = token
+            weakref.finalize(self, _leave, self.client, token).atexit = False
+        slots = {fact.address: fact.threads for fact in self._mine or self._allot()}
+        claim = Claim(self.client.id, need, limit, slots)
+        if self._claimed[1] != claim or time.monotonic() - self._claimed[0] > ASK_AGAIN:
+            tell = self.client.run_on_scheduler(enter, token, claim, asynchronous=True)
+            self._standing = self._watch.ask(tell)
+            self._claimed = time.monotonic(), claim
+        return self._standing
+
+    def make_room(self, nbytes: int) -> None:
+        """On the workers that are used."""
+        self._on_workers(cap_blocks, nbytes, workers=[fact.address for fact in self._mine])
+
+    def _bind_anew(self) -> None:
+        """Where tasks may only run on workers of which some are lost, let them run on others."""
+        there = {fact.address for fact in self._watch.facts}
+        if not self.share.strict or all(fact.address in there for fact in self._mine):
+            return
+        left = [fact for fact in self._mine if fact.address in there]
+        self._mine = left or self._allot()
+        places = [fact.address for fact in self._mine]
+        move = partial(self.client.run_on_scheduler, bind_anew, asynchronous=True)
+        self._watch.ask(move(self._token, places))
+
+    def resident(self, rehearse: Rehearse = None, shared: bool = False) -> int:
         """Resident bytes of the fullest worker, with all loaded that tasks need."""
         # One worker of each machine goes first: the others find in the cache what it compiled.
         names = [w.name for w in self.workers()]
         first = list({name.rpartition(":")[0]: name for name in names}.values())
-        known = self._on_workers(make_ready, rehearse, workers=first)
+        known = self._on_workers(make_ready, rehearse, shared, workers=first)
         others = [name for name in names if name not in first]
         if others:
-            known |= self._on_workers(make_ready, rehearse, workers=others)
+            known |= self._on_workers(make_ready, rehearse, shared, workers=others)
         return max(known.values(), default=0)
 
     def _on_workers(
@@ -144,7 +187,7 @@ class Cluster:
     ) -> dict[str, Any]:  # fmt: skip
         """What a function gives on each worker; one that is lost meanwhile is left out."""
         run = partial(self.client.run, on_error="ignore", asynchronous=True)
-        return dict(self._watch.wait(run(function, *args, workers=workers), seconds))
+        return dict(self._watch.wait(run(apart, function, *args, workers=workers), seconds))
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the wanted keys; the calling thread hears of finished blocks meanwhile.
@@ -167,7 +210,7 @@ class Cluster:
     ) -> list[Any]:
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
             keys = [*graph.wanted, *graph.kept]
-            layers = _layers(graph, places)
+            layers = self._strict(graph, places) if self.share.strict else _layers(graph, places)
             every = self.client.get(layers, keys, sync=False, priority=self.share.priority)
         futures, kept = every[: len(graph.wanted)], every[len(graph.wanted) :]
         finished = threading.Event()
@@ -189,6 +232,32 @@ class Cluster:
             if not self._watch.lost:
                 self.client.cancel(every, force=True)
             raise
+
+    def _strict(self, graph: Graph, places: Sequence[str]) -> HighLevelGraph:
+        """The graph whose tasks may only run where, and as many at a time as, the fit may use."""
+        graph = self._allotted(graph) if self.share.max_share < 1 else graph
+        anywhere = [fact.address for fact in self._mine]
+        layers: dict[str, MaterializedLayer] = {}
+        for where, part in _parts(graph, places).items():
+            held = {key: node for key, node in part.items() if isinstance(node, DataNode)}
+            work = {key: node for key, node in part.items() if key not in held}
+            bound: dict[str, Any] = {"workers": [where] if where else anywhere, NOTE: self._token}
+            needs = {"resources": dict(self.share.resources)} if self.share.resources else {}
+            layers[f"{where}-held"] = MaterializedLayer(held, annotations=bound)
+            layers[f"{where}-work"] = MaterializedLayer(work, annotations=bound | needs)
+        return HighLevelGraph(layers, {name: set(layers) - {name} for name in layers})
+
+    def _allotted(self, graph: Graph) -> Graph:
+        """The graph whose tasks wait for a permit of the fit's share before they begin."""
+        key = fit_name("share")
+        slots = {fact.address: fact.threads for fact in self._mine}
+        nodes: dict[Any, Any] = {key: DataNode(key, Allotment(self._token, slots))}
+        for k, node in graph.tasks.items():
+            if isinstance(node, Task):
+                args = (TaskRef(key), node.func, *node.args)
+                node = Task(k, tasks.allotted, *args, **node.kwargs)
+            nodes[k] = node
+        return replace(graph, tasks=nodes)
 
     @contextmanager
     def _explained(self, graph: Graph | None = None) -> Iterator[None]:
@@ -221,20 +290,44 @@ class Cluster:
     def forget(self, token: str) -> dict[str, int]:
         """Drop a fit's pinned blocks on every worker, as far as they answer in time."""
         try:
-            return self._on_workers(forget_blocks, token, seconds=FORGET)
+            leaving = self.client.run_on_scheduler(leave, token, asynchronous=True)
+            self._watch.ask(leaving, FORGET)
+            return self._on_workers(_forget, token, seconds=FORGET)
         except (OSError, CancelledError, RuntimeError):
             return {}  # whoever did not hear drops them when they have not been used for a while
 
 
-def _layers(graph: Graph, places: Sequence[str]) -> HighLevelGraph:
-    """The graph with each lane's tasks bound, loosely, to its worker."""
-    bound: dict[str, dict[Any, Any]] = {}
-    free: dict[Any, Any] = {}
+def cap_blocks(nbytes: int) -> None:
+    """Let no fit keep more than so many bytes of blocks in this process."""
+    PINNED.cap(nbytes)
+
+
+def _leave(client: Any, token: str) -> None:
+    """Take back the claim of a fit that nobody ended; waits for nothing."""
+    if client.status == "running":
+        leaving = client.run_on_scheduler(leave, token, asynchronous=True)
+        asyncio.run_coroutine_threadsafe(leaving, client.loop.asyncio_loop)
+
+
+def _forget(token: str) -> int:
+    """Forget a fit on a worker; gives its peak resident bytes."""
+    forget_allotment(token)
+    return forget_blocks(token)
+
+
+def _parts(graph: Graph, places: Sequence[str]) -> dict[str, dict[Any, Any]]:
+    """The graph's tasks by the worker of their lane, "" for those of none."""
+    parts: dict[str, dict[Any, Any]] = {"": {}}
     for key, task in graph.tasks.items():
         lane = graph.lane_of.get(key)
-        (free if lane is None else bound.setdefault(places[lane], {}))[key] = task
-    layers = {"free": MaterializedLayer(free)}
-    for place, part in bound.items():
-        annotations = {"workers": [place], "allow_other_workers": True}
-        layers[place] = MaterializedLayer(part, annotations=annotations)
+        parts.setdefault("" if lane is None else places[lane], {})[key] = task
+    return parts
+
+
+def _layers(graph: Graph, places: Sequence[str]) -> HighLevelGraph:
+    """The graph with each lane's tasks bound, loosely, to its worker."""
+    layers = {}
+    for where, part in _parts(graph, places).items():
+        bound = {"workers": [where], "allow_other_workers": True} if where else None
+        layers[where or "free"] = MaterializedLayer(part, annotations=bound)
     return HighLevelGraph(layers, {name: set(layers) - {name} for name in layers})

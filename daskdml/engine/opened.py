@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
 from daskdml.engine import tasks
+from daskdml.engine.ledger import LEDGER, Standing
 from daskdml.engine.memory import MemoryPlan, Needs
 from daskdml.events import BlockEnd, Message, PassEnd, PassStart
 
@@ -74,9 +76,12 @@ class Opened(ABC):
         self.engine = engine
         self.token = uuid.uuid4().hex[:12]
         self.runner = engine.runner(in_memory)
+        self.standing = self.runner.claim(self.token, 0, 0)
+        weakref.finalize(self, LEDGER.leave, self.token)  # where nobody leaves it
         self.totals = NOTHING
         self.passes = 0
         self.baseline = 0
+        self._resident = 0
         self.peaks: dict[str, int] = {}
         self._under_way: dict[str, int] = {}
         self._names: set[str] = set()
@@ -111,6 +116,9 @@ class Opened(ABC):
     def require(self, needs: Needs, rehearse: Callable[[], None] | None = None) -> None:
         """Plan for what a solver holds; raises MemoryError where it is too much.
 
+        What other fits on the same processes need counts as in use; blocks that they keep in memory
+        have to make room.
+
         Parameters
         ----------
         needs : Needs
@@ -118,8 +126,31 @@ class Opened(ABC):
             Runs the solver's kernels once, in every process, so that compiling them comes before
             the plan and not on top of it. Must be picklable.
         """
-        self.baseline = max(self.baseline, self.runner.resident(rehearse))
-        self.plan = self._plan(needs)
+        shared = self.standing.fits > 1
+        self._resident = max(self._resident, self.runner.resident(rehearse, shared))
+        try:
+            while True:
+                self.baseline = self._resident + self.standing.needs
+                self.plan = self._plan(needs)
+                counted, self.standing = self.standing.needs, self._claim()
+                if self.standing.needs <= counted:
+                    break
+        except BaseException:
+            self.runner.forget(self.token)
+            raise
+        if self.standing.fits > 1:
+            self.runner.make_room(self.pinnable())
+
+    def _claim(self) -> Standing:
+        need = self.plan.streaming - self.baseline
+        return self.runner.claim(self.token, need, self.plan.limit)
+
+    def pinnable(self) -> int:
+        """Bytes of blocks that may stay in each process now; each of several fits has as many."""
+        self.standing = self._claim()
+        limit = min(self.plan.limit, self.standing.limit or self.plan.limit)
+        came = self.standing.needs - (self.baseline - self._resident)
+        return replace(self.plan, limit=limit - max(0, came)).pinned // self.standing.fits
 
     def promise(self) -> int:
         """Bytes of resident memory that no worker process will exceed."""
@@ -195,8 +226,9 @@ def _totals(
 ) -> PassTotals:
     records = list(records)
     compute = sum(r.compute for r in records)
-    first = min((r.load_began for r in records), default=began)
-    last = max((r.ended for r in records), default=stopped)
+    # A worker's clock may be wrong.
+    first = min(max(began, min((r.load_began for r in records), default=began)), stopped)
+    last = max(min(stopped, max((r.ended for r in records), default=stopped)), began)
     return PassTotals(
         seconds=stopped - began,
         rows=sum(r.rows for r in records),
@@ -205,6 +237,6 @@ def _totals(
         decode=sum(r.decode for r in records),
         compute=compute,
         wait=max(0.0, slots * (stopped - began) - compute),
-        transfer=max(0.0, first - began) + max(0.0, stopped - last),
+        transfer=first - began + stopped - last,
         pinned_rows=sum(r.rows for r in records if r.nbytes == 0 and r.pinned),
     )

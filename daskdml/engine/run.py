@@ -176,6 +176,7 @@ class Data(Opened):
         self.groups = group_rows(source.chunk_bounds, source.row_nbytes, GROUP_BYTES)
         self.journal = Journal()
         self._where: dict[int, str] = {}
+        self._recalled: set[int] = set()
         self.require(needs)
 
     @property
@@ -239,8 +240,9 @@ class Data(Opened):
                 continue
             self._start(label, len(groups), sum(g.rows for g in groups))
             lanes, places = self._lanes(segment)
-            read, held = self._read(parts), self._held(lanes, places)
-            graph = pass_graph(fit_name(label), read, lanes, fn, self.plan.prefetch, held)
+            read, self._recalled = self._read(parts), self._held(lanes, places)
+            prefetch, held = self.plan.prefetch, self._recalled
+            graph = pass_graph(fit_name(label), read, lanes, fn, prefetch, held)
             (part,), spent = self._run(graph, places, label)
             value = part.value if value is None else value + part.value
             totals = totals + spent
@@ -316,7 +318,7 @@ class Data(Opened):
 
     def _read(self, parts: tuple[str, ...]) -> tasks.Read:
         pins = not self.source.in_memory and "X" in parts
-        budget = (0 if self.once else self.plan.pinned) if pins else None
+        budget = (0 if self.once else self.pinnable()) if pins else None
         return tasks.Read(self.source, parts, self.token, budget, self.plan.spare)
 
     def _lanes(self, groups: Sequence[Group]) -> tuple[list[list[Group]], list[str]]:
@@ -348,7 +350,9 @@ class Data(Opened):
             first, source = self._first(error), self.source
             raise ValueError(explain(first, source.name, source.feature_names)) from None
         for record in ended[-1].records:
-            if record.pinned:
+            if not record.pinned and record.index in self._recalled:
+                self._where.pop(record.index, None)  # it had to make room for another fit's
+            elif record.pinned:
                 # In this process, a record names a thread.
                 alone = len(self._names) == 1
                 self._where[record.index] = next(iter(self._names)) if alone else record.worker

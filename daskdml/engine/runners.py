@@ -25,6 +25,7 @@ from dask.task_spec import DataNode
 from daskdml.engine import tasks
 from daskdml.engine.cache import PINNED
 from daskdml.engine.graphs import Graph
+from daskdml.engine.ledger import LEDGER, Claim, Standing
 from daskdml.engine.memory import LEFT_BEHIND
 from daskdml.engine.place import THREAD_SLOTS
 from daskdml.io import buffers
@@ -65,11 +66,18 @@ class Runner(Protocol):
     def workers(self) -> list[Worker]:
         """The processes there are now."""
 
-    def resident(self, rehearse: Rehearse = None) -> int:
+    def resident(self, rehearse: Rehearse = None, shared: bool = False) -> int:
         """Resident bytes of the fullest process, with all loaded that tasks need.
 
-        `rehearse` runs what a fit computes with, where tasks will.
+        `rehearse` runs what a fit computes with, where tasks will; where the processes are `shared`
+        with other fits, what those hold is left out.
         """
+
+    def claim(self, token: str, need: int, limit: int) -> Standing:
+        """Tell the other fits on the same processes what this one needs; see `Claim`."""
+
+    def make_room(self, nbytes: int) -> None:
+        """Let no fit keep more than so many bytes of pinned blocks in any process."""
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the graph's wanted keys; `places[lane]` is the worker a lane should run on.
@@ -84,7 +92,7 @@ class Runner(Protocol):
         """The values of what earlier graphs kept."""
 
     def forget(self, token: str) -> dict[str, int]:
-        """Drop a fit's pinned blocks everywhere; gives each process's peak resident bytes."""
+        """Drop a fit's pinned blocks and its claim; gives each process's peak resident bytes."""
 
 
 class _Baseline:
@@ -98,13 +106,18 @@ class _Baseline:
     def __init__(self) -> None:
         self._bytes = 0
 
-    def measure(self, load: Callable[[], None]) -> int:
-        """Resident bytes of this process after `load`, all of whose growth counts."""
+    def measure(self, load: Callable[[], None], shared: bool) -> int:
+        """Resident bytes of this process after `load`, all of whose growth counts.
+
+        Where it is `shared` with other fits, what they hold now is not counted, if it is known what
+        was there before them.
+        """
         before = _resident_bytes()
         load()
         now = _resident_bytes()
         known = self._bytes + max(0, now - before)
-        self._bytes = known if known <= now <= known + LEFT_BEHIND else now
+        among = shared and self._bytes > 0 and known < now
+        self._bytes = known if among or known <= now <= known + LEFT_BEHIND else now
         return self._bytes
 
 
@@ -116,14 +129,14 @@ def _resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def make_ready(rehearse: Rehearse = None) -> int:
+def make_ready(rehearse: Rehearse = None, shared: bool = False) -> int:
     """Load all that tasks need, and rehearse; gives the resident bytes of this process then."""
     if multiprocessing.parent_process() is not None:  # a worker, which its nanny ends
         # The last collection of garbage takes most of a second with all that LLVM and SciPy hold,
         # and a nanny that waits too long kills.
         atexit.unregister(gc.freeze)
         atexit.register(gc.freeze)
-    return _BASELINE.measure(partial(_load_all, rehearse))
+    return _BASELINE.measure(partial(_load_all, rehearse), shared)
 
 
 def _load_all(rehearse: Rehearse) -> None:
@@ -158,9 +171,18 @@ class Inline:
         """This process, with one slot."""
         return [Worker("", 1, 0)]
 
-    def resident(self, rehearse: Rehearse = None) -> int:
+    def resident(self, rehearse: Rehearse = None, shared: bool = False) -> int:
         """Resident bytes of this process."""
-        return make_ready(rehearse)
+        return make_ready(rehearse, shared)
+
+    def claim(self, token: str, need: int, limit: int) -> Standing:
+        """Among the fits of this process."""
+        slots = {w.name: w.threads for w in self.workers()}
+        return LEDGER.enter(token, Claim("", need, limit, slots))
+
+    def make_room(self, nbytes: int) -> None:
+        """In this process."""
+        PINNED.cap(nbytes)
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the wanted keys."""
@@ -180,7 +202,8 @@ class Inline:
         return kept
 
     def forget(self, token: str) -> dict[str, int]:
-        """Drop a fit's pinned blocks."""
+        """Drop a fit's pinned blocks and its claim."""
+        LEDGER.leave(token)
         return {"": forget_blocks(token)}
 
 

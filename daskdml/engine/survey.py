@@ -1,14 +1,17 @@
-"""What runs in the scheduler's process, and in workers to vet them: facts, and new bindings."""
+"""What a scheduler and its workers say of themselves, and new places for tasks."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 NOTE = "daskdml"  # annotation of a fit's tasks, by which they are found
 PACKAGES = ("daskdml", "numpy", "numba", "scipy")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,22 @@ class Fact:
     resources: Mapping[str, float]
 
 
-def survey(dask_scheduler: Any) -> list[Fact]:
-    """The workers that there are, in the order of their addresses."""
+def facts_of(identity: Mapping[str, Any]) -> list[Fact]:
+    """The workers that a scheduler says there are, in the order of their addresses."""
     return [
         Fact(
-            address, str(w.name), w.nthreads, int(w.memory_limit or 0), w.last_seen,
-            w.status.name == "running", dict(w.resources),
+            address, str(about["name"]), int(about["nthreads"]), int(about["memory_limit"] or 0),
+            about["last_seen"], about["status"] == "running", about["resources"],
         )
-        for address, w in sorted(dask_scheduler.workers.items())
+        for address, about in sorted(identity["workers"].items())
     ]  # fmt: skip
 
 
 def bind_anew(token: str, places: list[str], dask_scheduler: Any) -> int:
-    """Bind those of a fit's tasks whose workers are all gone to others; gives their number."""
+    """Bind those of a fit's tasks whose workers are all gone to others; gives their number.
+
+    Runs in the scheduler's process.
+    """
     alive, moved = set(dask_scheduler.workers), []
     for task in dask_scheduler.tasks.values():
         bound = task.worker_restrictions
@@ -62,6 +68,11 @@ def bind_anew(token: str, places: list[str], dask_scheduler: Any) -> int:
     again = {task.key: "processing" for task in waiting}
     dask_scheduler.transitions(again, stimulus_id=f"{NOTE}-bind-anew")
     return len(moved)
+
+
+async def apart(function: Callable[..., T], *args: Any) -> T:
+    """``function(*args)`` in a thread, so that a worker that runs it still sends heartbeats."""
+    return await asyncio.to_thread(function, *args)
 
 
 def build() -> dict[str, str]:

@@ -370,7 +370,7 @@ class Sweeps(Opened):
     def _how(self, graph: dict[Any, Any], name: str, ratings: Ratings | None) -> TaskRef:
         """How ratings are read; those of the fit stay in memory as far as there is room."""
         key = f"{name}-how"
-        budget = self.plan.pinned if ratings is None and not self.ratings.in_memory else None
+        budget = self.pinnable() if ratings is None and not self.ratings.in_memory else None
         how = ReadTiles(ratings or self.ratings, self.token, budget, self.plan.spare)
         graph.setdefault(key, DataNode(key, how))
         return TaskRef(key)

@@ -16,7 +16,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from daskdml.engine.cache import PINNED
-from daskdml.engine.place import compute_permit, leave_slot, tell, worker_name
+from daskdml.engine.place import Allotment, compute_permit, leave_slot, tell, worker_name
 from daskdml.io import buffers
 from daskdml.io.dask_rows import DaskSource
 from daskdml.kernels.block import Block
@@ -195,6 +195,13 @@ def compute(fn: Callable[[Block], Any], loaded: Loaded) -> Part:
     record = replace(loaded.record, began=began, ended=time.time(), compute=seconds)
     tell(record)
     return Part(value, (record,))
+
+
+def allotted(allotment: Allotment, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``fn(*args, **kwargs)`` within what a fit may use of this worker; waits outside its slots."""
+    leave_slot()
+    with allotment.permit():
+        return fn(*args, **kwargs)
 
 
 def recall(

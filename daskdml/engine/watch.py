@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from daskdml.engine.limits import TimeLimits
 from daskdml.engine.share import Share
-from daskdml.engine.survey import Fact, build, survey
+from daskdml.engine.survey import Fact, apart, build, facts_of
 
 TICK = 0.25  # seconds between two checks of whether the scheduler is there
 SAY_EVERY = 10.0  # seconds between two messages about the same wait
@@ -40,15 +40,18 @@ class Watch:
         Told sentences for people.
     checkpoint : str or None
         URL of the fit's checkpoints.
+    looked : callable
+        Called after each look at a cluster that has usable workers.
     """
 
     def __init__(
         self, client: Any, share: Share, limits: TimeLimits, tell: Callable[[str], None],
-        checkpoint: str | None,
+        checkpoint: str | None, looked: Callable[[], None],
     ) -> None:  # fmt: skip
         self.client = client
         self.address = str(client.scheduler.address)
         self.checkpoint = checkpoint
+        self.looked = looked
         self.share = share
         self.limits = limits
         self.tell = tell
@@ -92,6 +95,10 @@ class Watch:
         """
         return self._wait(answer, seconds, self.mind)
 
+    def ask(self, answer: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
+        """The same without looking, for what the scheduler itself answers."""
+        return self._wait(answer, seconds or self.limits.scheduler_silence, lambda: None)
+
     def _wait(
         self, answer: Coroutine[Any, Any, T], seconds: float | None, look: Callable[[], Any]
     ) -> T:
@@ -116,8 +123,12 @@ class Watch:
             future.cancel()
             raise
 
-    def look(self, now: bool = False) -> None:
+    def look(self, now: bool = False) -> bool:
         """Look at the cluster, if the last look is old enough or one is asked for `now`.
+
+        Returns
+        -------
+        looked : bool
 
         Raises
         ------
@@ -127,22 +138,25 @@ class Watch:
             If a worker computes with other versions.
         """
         began = time.monotonic()
-        if not now and began - self._looked < self.limits.interval:
-            return
+        interval = max(self.limits.interval, len(self.facts) / 100)  # as heartbeats grow rarer
+        if not now and began - self._looked < interval:
+            return False
         self.facts = self._survey()
         took, since = time.monotonic() - began, began - self._looked
-        slow = took > 1.0 or (self._looked > 0 and since > 2 * self.limits.interval + 1.0)
+        slow = took > 1.0 or (self._looked > 0 and since > 2 * interval + 1.0)
         for fact in self._silent(slow):
             self._remove(fact)
         self._vet()
         self._looked = time.monotonic()
+        return True
 
     def _survey(self) -> list[Fact]:
         end = time.monotonic() + self.limits.scheduler_silence
         while True:
             try:
-                answer = self.client.run_on_scheduler(survey, asynchronous=True)
-                return self._wait(answer, end - time.monotonic(), lambda: None)
+                # Not scheduler_info: what the client keeps may be replaced before it is read.
+                answer = self.client.scheduler.identity(n_workers=-1)
+                return facts_of(self.ask(answer, end - time.monotonic()))
             except LostScheduler:
                 raise
             except (OSError, TimeoutError) as error:  # one connection of several may break
@@ -176,7 +190,7 @@ class Watch:
         answer = self.client.scheduler.unregister(
             address=fact.address, stimulus_id="daskdml-silent-worker", expected=True, close=True
         )
-        self._wait(answer, self.limits.scheduler_silence, lambda: None)
+        self.ask(answer)
         self.facts = [other for other in self.facts if other.address != fact.address]
 
     def _vet(self) -> None:
@@ -191,9 +205,9 @@ class Watch:
         new = [address for address in usable if address not in self._vetted]
         if not new:
             return
-        ask = self.client.run(build, workers=new, on_error="return", asynchronous=True)
+        ask = self.client.run(apart, build, workers=new, on_error="return", asynchronous=True)
         try:
-            answers = self._wait(ask, ASK, lambda: None)
+            answers = self.ask(ask, ASK)
         except TimeoutError:
             return  # asked again at the next look, unless it is silent and removed by then
         ours = build()
@@ -218,10 +232,12 @@ class Watch:
         TimeoutError
             If there has been no usable worker for too long.
         """
-        self.look()
+        if not self.look():
+            return
         now = time.monotonic()
         if self.share.usable(self.facts):
             self._none_since = None
+            self.looked()
             return
         if self._none_since is None:
             self._none_since = self._said = now
@@ -266,8 +282,7 @@ class Watch:
             If they do not come in time.
         """
         self.look(now=True)
-        began = said = time.monotonic()
-        wish = None
+        began, said, wish = time.monotonic(), -SAY_EVERY, None
         try:
             while len(usable := self.share.usable(self.facts)) < least:
                 now = time.monotonic()
@@ -275,9 +290,10 @@ class Watch:
                     raise TimeoutError(self.absence(least))
                 if wish is None:
                     wish = self._wish()
-                if now - said > SAY_EVERY or now == began:
+                if now - said > SAY_EVERY:
                     said = now
-                    self.tell(f"Waits for workers: {len(usable)} of {least} are there.")
+                    asks = f" {self.share.asks}" if self.share.asks else ""
+                    self.tell(f"Waits for workers{asks}: {len(usable)} of {least} are there.")
                 time.sleep(TICK)
                 self.look(now=True)
         finally:

@@ -44,9 +44,9 @@ class Processes:
         about = {"nthreads": 1, "memory_limit": 10**9, "host": "127.0.0.1"} | options
         return self.start("Worker", scheduler_ip=scheduler or self.address, **about)
 
-    def start(self, kind, **options):
-        """Start a server; gives its process."""
-        command = [sys.executable, "-c", CODE.format(kind=kind), json.dumps(options)]
+    def start(self, kind, before="", **options):
+        """Start a server in a process that first runs the code `before`; gives that process."""
+        command = [sys.executable, "-c", before + CODE.format(kind=kind), json.dumps(options)]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )

@@ -28,10 +28,15 @@ pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(autouse=True)
-def short_limits(monkeypatch):
-    """A silent worker is given up after three seconds; rows come in twenty groups."""
+def many_groups(monkeypatch):
+    """Rows come in twenty groups."""
     monkeypatch.setattr(daskdml.engine.run, "GROUP_BYTES", 60_000)
-    limits = {"worker-silence": "3s", "scheduler-silence": "4s", "wait-for-workers": "30s"}
+
+
+@pytest.fixture
+def short_limits():
+    """A silent worker is given up after three seconds, a silent scheduler after four."""
+    limits = {"worker-silence": "3s", "scheduler-silence": "4s"}
     with dask.config.set({f"daskdml.{name}": seconds for name, seconds in limits.items()}):
         yield
 
@@ -82,7 +87,7 @@ class At:
         return any(all(word in text for word in words) for text in self.texts)
 
 
-def test_a_frozen_worker(rows, expected):
+def test_a_frozen_worker(rows, short_limits, expected):
     """A worker that is stopped is given up after the stated time; the bits are the same."""
     with Processes(2) as cluster, Client(cluster.address, set_as_default=False) as client:
         client.wait_for_workers(2, timeout=60)
@@ -145,7 +150,7 @@ def test_the_scheduler_is_killed(rows, tmp_path):
     assert str(tmp_path / "kept") in text and "call fit again" in text
 
 
-def test_the_scheduler_is_frozen(rows):
+def test_the_scheduler_is_frozen(rows, short_limits):
     """A scheduler that does not answer is given up after the stated time."""
     with Processes(1) as cluster, Client(cluster.address, set_as_default=False) as client:
         client.wait_for_workers(1, timeout=60)
@@ -158,7 +163,7 @@ def test_the_scheduler_is_frozen(rows):
 
 
 @pytest.mark.parametrize("how", ["freeze", "cut"])
-def test_a_worker_is_cut_off(how, rows, expected):
+def test_a_worker_is_cut_off(how, rows, expected, short_limits):
     """A worker that packets no longer reach, or whose connections are closed, is done without."""
     with Processes(1) as cluster, Client(cluster.address, set_as_default=False) as client:
         port = closed_port()
@@ -179,7 +184,7 @@ def test_a_worker_is_cut_off(how, rows, expected):
         to_worker.close()
 
 
-def test_a_frozen_worker_holds_the_result(rows):
+def test_a_frozen_worker_holds_the_result(short_limits):
     """A result on a worker that is frozen before it is fetched is made again elsewhere."""
     with Processes(2) as cluster, Client(cluster.address, set_as_default=False) as client:
         client.wait_for_workers(2, timeout=60)
@@ -209,7 +214,64 @@ def test_a_task_that_always_crashes():
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 1}),
         workers(2) as client,
-        Engine(client).open(Made(40, 10), Needs()) as data,
+        Engine(client).open(Made(40, 10, n_features=1000), Needs()) as data,
         pytest.raises(RuntimeError, match=r"rows 20:30 of made: 2 workers died .* worked on it"),
     ):
         data.map_reduce(Crash(), "crash")
+
+
+def set_version(version):
+    """Have this process say that it has another version of SciPy."""
+    import scipy
+
+    before, scipy.__version__ = scipy.__version__, version
+    return before
+
+
+def test_a_worker_with_another_version(two_workers):
+    """A worker that computes with other versions is told before anything is read."""
+    odd = next(iter(two_workers.nthreads()))
+    before = two_workers.run(set_version, "0.1", workers=[odd])[odd]
+    try:
+        with pytest.raises(RuntimeError, match=rf"{odd} has scipy 0.1, and .* install scipy"):
+            Engine(two_workers).open(Made(40, 10), Needs())
+        with Engine(two_workers, workers=set(two_workers.nthreads()) - {odd}).open(
+            Made(40, 10), Needs()
+        ) as data:
+            assert data.map_reduce(total, "sum")[0] == 1560
+    finally:
+        two_workers.run(set_version, before, workers=[odd])
+
+
+def test_a_worker_with_another_version_joins(rows):
+    """One that joins in mid-fit is told, too."""
+    with Processes(1) as cluster, Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=60)
+
+        def join(event):
+            cluster.worker(before="import numba, scipy; scipy.__version__ = '0.1'")
+            client.wait_for_workers(2, timeout=60)
+
+        with pytest.raises(RuntimeError, match=r"has scipy 0.1, and this process has scipy"):
+            fitted(rows, client, [At(4, join)])
+
+
+WRONG = "import time; right = time.time; time.time = lambda: right() {} 86_400\n"
+
+
+def test_a_workers_clock_is_wrong(rows, expected):
+    """A day ahead or behind changes no bits, and no seconds of a pass are those of a day."""
+    from daskdml.io import open_dataset
+
+    with Processes() as cluster, Client(cluster.address, set_as_default=False) as client:
+        for sign in "+-":
+            cluster.worker(before=WRONG.format(sign))
+        client.wait_for_workers(2, timeout=60)
+        clocks = client.run(time.time).values()
+        assert max(clocks) - min(clocks) > 170_000
+        heard = At(0, None)
+        with Engine(client, callbacks=[heard]):
+            model = LogisticRegression(tol=1e-10).fit(open_dataset(rows))
+        assert (model.coef_.tobytes(), model.intercept_.tobytes(), model.n_iter_) == expected
+        assert not heard.texts
+        assert all(0 <= record.transfer < 60 for record in model.history_)
