@@ -36,11 +36,11 @@ class Client:
     """A client process; its lines are read as they come."""
 
     def __init__(self, work: str, folder: Path, scheduler: str, rows: str, options: str = "null",
-                 limit: int = 0) -> None:  # fmt: skip
+                 limit: int = 0, times: int = 1) -> None:  # fmt: skip
         command = [sys.executable, "-m", "tests.faults.work", work, str(folder), scheduler]
         self.process = subprocess.Popen(
-            [*command, rows, options, str(limit)], cwd=ROOT, env=os.environ | LIMITS, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [*command, rows, options, str(limit), str(times)], cwd=ROOT, env=os.environ | LIMITS,
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self.begins = threading.Event()
         self.end: dict[str, object] | None = None
@@ -88,6 +88,7 @@ class Site:
     rows: str
     options: str = "null"
     limit: int = 0
+    times: int = 1
     stack: ExitStack = field(default_factory=ExitStack)
     proxied: bool = False
 
@@ -104,7 +105,8 @@ class Site:
     def call(self, work: str) -> Client:
         """Call the work."""
         return Client(
-            work, self.folder, self.cluster.address, self.rows, self.options, self.limit
+            work, self.folder, self.cluster.address, self.rows, self.options, self.limit,
+            self.times,
         )  # fmt: skip
 
 
@@ -214,9 +216,9 @@ def copy(base: Path, folder: Path) -> Path:
     return folder
 
 
-def undisturbed(work: str, base: Path, folder: Path) -> Undisturbed:
+def undisturbed(work: str, base: Path, folder: Path, times: int = 1) -> Undisturbed:
     """Do a piece of work without faults."""
-    site = Site(copy(base, folder), str(folder / "rows.zarr"))
+    site = Site(copy(base, folder), str(folder / "rows.zarr"), times=times)
     with site.stack:
         began = time.monotonic()
         client = site.call(work)
@@ -224,6 +226,7 @@ def undisturbed(work: str, base: Path, folder: Path) -> Undisturbed:
         begins = time.monotonic() - began
         client.wait()
         assert client.end is not None, client.errors
+        assert not client.end["left"], client.end["left"]
         return Undisturbed(str(client.end["digest"]), time.monotonic() - began, begins)
 
 

@@ -10,6 +10,8 @@ import hashlib
 import json
 import resource
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -23,15 +25,17 @@ from daskdml.io import convert_ratings, open_dataset, open_ratings, write_datase
 
 ROWS, FEATURES, CHUNK = 400_000, 20, 5_000
 USERS, ITEMS, RATINGS = 4_000, 2_000, 400_000
-KEPT = {
-    "sgd": lambda: dml.SGDClassifier(max_iter=6, tol=None, random_state=0, n_replicas=2),
-    "newton": lambda: dml.LogisticRegression(solver="newton", tol=1e-10),
-    "lbfgs": lambda: dml.LogisticRegression(solver="lbfgs", tol=1e-9),
-    "als": lambda: dml.MatrixFactorization(8, max_iter=8, random_state=0),
-    "dsgd": lambda: dml.MatrixFactorization(8, solver="sgd", max_iter=8, random_state=0),
-    "kmeans": lambda: dml.KMeans(8, max_iter=12, random_state=0),
+FITS = {  # by how many times the usual number of epochs or sweeps they make
+    "sgd": lambda n: dml.SGDClassifier(max_iter=6 * n, tol=None, random_state=0, n_replicas=2),
+    "newton": lambda n: dml.LogisticRegression(solver="newton", tol=1e-10),
+    "lbfgs": lambda n: dml.LogisticRegression(solver="lbfgs", tol=1e-9),
+    "als": lambda n: dml.MatrixFactorization(8, max_iter=8 * n, tol=0.0, random_state=0),
+    "dsgd": lambda n: dml.MatrixFactorization(
+        8, solver="sgd", max_iter=8 * n, tol=0.0, learning_rate=0.01, random_state=0
+    ),
+    "kmeans": lambda n: dml.KMeans(8, max_iter=12 * n, tol=0.0, random_state=0),
 }
-WORK = (*KEPT, "convert", "predict")
+WORK = (*FITS, "convert", "predict")
 
 
 def prepare(folder: Path) -> None:
@@ -69,7 +73,7 @@ def stored(folder: Path) -> dict[str, object]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def do(work: str, folder: Path, rows: str, options: dict[str, str] | None) -> str:
+def do(work: str, folder: Path, rows: str, options: dict[str, str] | None, times: int) -> str:
     """Do the work; gives its digest."""
     if work == "convert":
         convert_ratings(folder / "ratings.csv", folder / "out.zarr", grid=(8, 8))
@@ -82,11 +86,25 @@ def do(work: str, folder: Path, rows: str, options: dict[str, str] | None) -> st
         model.predict_proba(data, out=folder / "out.zarr")
         return digest(stored(folder / "out.zarr"))
     if work in ("als", "dsgd"):
-        return digest(learned(KEPT[work]().fit(open_ratings(folder / "ratings.zarr"))))
-    return digest(learned(KEPT[work]().fit(data)))
+        data = open_ratings(folder / "ratings.zarr")
+    return digest(learned(FITS[work](times).fit(data)))
 
 
-def main(work: str, folder: str, scheduler: str, rows: str, options: str, limit: int) -> None:
+def left_behind(client: Client) -> dict[str, object]:
+    """What should not be there any more: tasks on the scheduler, threads of this library."""
+    for _ in range(50):
+        tasks = client.run_on_scheduler(lambda dask_scheduler: [*map(str, dask_scheduler.tasks)])
+        threads = [t.name for t in threading.enumerate() if t.name.startswith("daskdml")]
+        threads = [name for name in threads if not name.startswith("daskdml-blas")]
+        if not (tasks or threads):
+            return {}
+        time.sleep(0.1)
+    return {"tasks": tasks, "threads": threads}
+
+
+def main(
+    work: str, folder: str, scheduler: str, rows: str, options: str, limit: int, times: int
+) -> None:
     """Do the work on a cluster, and tell of it."""
     run.GROUP_BYTES = 1  # so that each chunk is a block
     run.SEGMENT_GROUPS = 16
@@ -105,9 +123,10 @@ def main(work: str, folder: str, scheduler: str, rows: str, options: str, limit:
     ):
         warnings.simplefilter("ignore")
         print(json.dumps({"begins": work}), flush=True)
-        found = do(work, Path(folder), rows, json.loads(options) or None)
-    print(json.dumps({"blocks": n, "digest": found}), flush=True)
+        found = do(work, Path(folder), rows, json.loads(options) or None, times)
+        left = left_behind(client)
+    print(json.dumps({"blocks": n, "digest": found, "left": left}), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:6], int(sys.argv[6]))
+    main(*sys.argv[1:6], *map(int, sys.argv[6:8]))
