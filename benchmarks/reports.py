@@ -190,8 +190,8 @@ def checkpoints(work: Workload, folder: Path, runs: int) -> list[Row]:
             keep = {"where": where, "every": "60s" if every == "-" else every}
             result = median_run(runs, "daskdml_checkpointed", path=path, work=name, **keep)
             told = "no checkpoints" if where == "nowhere" else (
-                f"every {every} on {where}: {result['written']} of {result['nbytes'] / 1e6:.2f} MB; "
-                f"called again once it has ended: {result['resume']:.2f} s"
+                f"every {every} on {where}: {result['written']} of "
+                f"{result['nbytes'] / 1e6:.2f} MB; called again once it has ended: {result['resume']:.2f} s"
             )  # fmt: skip
             _add(rows, f"{name}, {told}", result)
     return rows
