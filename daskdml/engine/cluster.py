@@ -139,7 +139,7 @@ class Cluster:
     def _allot(self) -> list[Fact]:
         facts = self._watch.facts
         total = sum(fact.threads for fact in facts if fact.running)
-        own = {fact.address for fact in self._mine}
+        own = {fact.address: fact.threads for fact in self._mine}
         return self.share.allot(self.share.usable(facts), total, self._standing.taken, own)
 
     def claim(self, token: str, need: int, limit: int) -> Standing:

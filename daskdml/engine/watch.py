@@ -177,8 +177,7 @@ class Watch:
             if now - heard[fact.address][1] > self.limits.worker_silence:
                 found.append(fact)
         self._heard = heard
-        mine = {fact.address for fact in self.share.usable(self.facts)}
-        return [fact for fact in found if fact.address in mine]
+        return [fact for fact in found if self.share.names(fact)]
 
     def _remove(self, fact: Fact) -> None:
         """Have the scheduler forget a worker: others run its tasks, and make its results anew."""

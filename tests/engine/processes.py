@@ -29,8 +29,9 @@ if __name__ == "__main__":
 class Processes:
     """A scheduler and workers, a process each; use as a context manager."""
 
-    def __init__(self, n=0, **options):
-        self.scheduler = self.start("Scheduler", port=0, dashboard=False, host="127.0.0.1")
+    def __init__(self, n=0, before="", **options):
+        about = {"port": 0, "dashboard": False, "host": "127.0.0.1"}
+        self.scheduler = self.start("Scheduler", before, **about)
         self.scheduler.address = self.scheduler.stdout.readline().strip()
         self.workers = [self.worker(**options) for _ in range(n)]  # clients wait for them
 

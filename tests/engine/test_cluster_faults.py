@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import threading
 import time
+from collections import Counter
 
 import dask
 import numpy as np
 import pytest
-from distributed import Client
+from distributed import Client, WorkerPlugin
 
 import daskdml.engine.run
+import daskdml.engine.sweeps
 from daskdml import Engine, LogisticRegression
 from daskdml.engine.graphs import Graph, pass_graph
 from daskdml.engine.memory import Needs
@@ -20,7 +24,6 @@ from daskdml.engine.run import Inline
 from daskdml.engine.tasks import Read
 from daskdml.events import BlockEnd, Message
 from daskdml.io import write_dataset
-from tests.conftest import workers
 from tests.engine.processes import Processes, Proxy, closed_port, freeze
 from tests.engine.sources import Made, total
 
@@ -211,13 +214,17 @@ class Crash:
 
 def test_a_task_that_always_crashes():
     """It is given up after a stated number of tries; the error names the rows and the data set."""
+    tries = "import dask; dask.config.set({'distributed.scheduler.allowed-failures': 1})\n"
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
-        workers(2) as client,
-        Engine(client).open(Made(40, 10, n_features=1000), Needs()) as data,
-        pytest.raises(RuntimeError, match=r"rows 20:30 of made: 2 workers died .* worked on it"),
+        Processes(3, before=tries) as cluster,
+        Client(cluster.address, set_as_default=False) as client,
     ):
-        data.map_reduce(Crash(), "crash")
+        client.wait_for_workers(3, timeout=60)
+        source = Made(40, 10, n_features=1000)
+        with Engine(client).open(source, Needs()) as data:
+            match = r"rows 20:30 of made: 2 workers died .* worked on it"
+            with pytest.raises(RuntimeError, match=match):
+                data.map_reduce(Crash(), "crash")
 
 
 def set_version(version):
@@ -275,3 +282,92 @@ def test_a_workers_clock_is_wrong(rows, expected):
         assert (model.coef_.tobytes(), model.intercept_.tobytes(), model.n_iter_) == expected
         assert not heard.texts
         assert all(0 <= record.transfer < 60 for record in model.history_)
+
+
+class Count(WorkerPlugin):
+    """Writes down each task that ends on a worker."""
+
+    name = "count"
+
+    def __init__(self, path):
+        self.path = path
+
+    def transition(self, key, start, finish, **kwargs):
+        """One line for each task."""
+        if finish == "memory" and start in ("executing", "long-running"):
+            with open(self.path, "a") as file:
+                file.write(f"{key}\n")
+
+
+def fit_model(name, rows, ratings):
+    """Fit a model of a kind; what must have the same bits."""
+    from daskdml import MatrixFactorization, SGDClassifier
+    from daskdml.io import open_dataset
+    from daskdml.io.ratings import open_ratings
+
+    if name == "newton":
+        return LogisticRegression(tol=1e-10).fit(open_dataset(rows)).coef_.tobytes()
+    if name == "sgd":
+        sgd = SGDClassifier(max_iter=3, tol=None, n_replicas=2, random_state=0)
+        return sgd.fit(open_dataset(rows)).coef_.tobytes()
+    als = MatrixFactorization(8, solver="als", max_iter=4, random_state=0)
+    model = als.fit(open_ratings(ratings))
+    return model.item_factors_.tobytes()
+
+
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory):
+    """Ratings in a grid of blocks."""
+    from daskdml.io import convert_ratings
+
+    rng = np.random.default_rng(0)
+    codes = rng.choice(400 * 300, size=20_000, replace=False)
+    table = codes // 300, codes % 300, rng.random(20_000)
+    folder = tmp_path_factory.mktemp("ratings") / "r.zarr"
+    return convert_ratings(table, folder, grid=(8, 8)).url
+
+
+@pytest.mark.parametrize("name", ["newton", "sgd", "als"])
+def test_a_loss_repeats_one_segment(name, rows, ratings, monkeypatch, tmp_path):
+    """What is executed twice after a worker died is of the one graph that it worked on."""
+    monkeypatch.setattr(daskdml.engine.run, "SEGMENT_GROUPS", 8)
+    monkeypatch.setattr(daskdml.engine.sweeps, "LINEAGE_SECONDS", 0.0)
+    with Engine(Inline()):
+        expected = fit_model(name, rows, ratings)
+    with Processes(2) as cluster, Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        client.register_plugin(Count(str(tmp_path / "done")))
+        pids = client.run(os.getpid)
+        kill = At(45 if name != "als" else 9, lambda e: os.kill(pids[e.worker], signal.SIGKILL))
+        with Engine(client, callbacks=[kill]):
+            assert fit_model(name, rows, ratings) == expected
+        assert kill.seen > kill.n
+    done = Counter((tmp_path / "done").read_text().splitlines())
+    repeated = [key for key, times in done.items() if times > 1]
+    assert len({re.search("[0-9a-f]{12}", key)[0] for key in repeated}) <= 1
+    assert len(repeated) < 60 < len(done)  # tasks of one graph, of those of a fit
+
+
+FULL = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # no file may grow beyond it
+"""
+
+
+def test_a_full_disk_under_a_worker(rows, expected):
+    """A fit needs no disk of its workers: where nothing can be written, its bits are the same."""
+
+    def try_to_write(dask_worker=None):
+        try:
+            with open(os.path.join(dask_worker.local_directory, "file"), "wb") as file:
+                file.write(bytes(10_000))
+        except OSError as error:
+            return error.errno
+
+    with Processes() as cluster, Client(cluster.address, set_as_default=False) as client:
+        for _ in range(2):
+            cluster.worker(before=FULL)
+        client.wait_for_workers(2, timeout=60)
+        assert set(client.run(try_to_write).values()) == {errno.EFBIG}
+        assert fitted(rows, client) == expected
