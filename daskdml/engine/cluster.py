@@ -97,9 +97,9 @@ class Cluster:
     def __init__(
         self,
         client: Any,
-        share: Share = Share(),  # noqa: B008
-        tell: Callable[[str], None] = lambda text: None,
-        checkpoint: str | None = None,
+        share: Share,
+        tell: Callable[[str], None],
+        checkpoint: str | None,
     ) -> None:
         if client.asynchronous:
             raise TypeError(
@@ -139,8 +139,8 @@ class Cluster:
     def _allot(self) -> list[Fact]:
         facts = self._watch.facts
         total = sum(fact.threads for fact in facts if fact.running)
-        own = {fact.address for fact in self._mine}
-        return self.share.allot(self.share.usable(facts), total, self._standing.taken, own)
+        own = {fact.address: fact.threads for fact in self._mine}
+        return self.share.allot(self._watch.usable(), total, self._standing.taken, own)
 
     def claim(self, token: str, need: int, limit: int) -> Standing:
         """Among the fits of the cluster; asks its scheduler, but not more often than need be."""
@@ -225,6 +225,8 @@ class Cluster:
                 with suppress(queue.Empty):
                     record = heard.get(timeout=TICK)
                     if record is not None:
+                        if record.token == self._token:
+                            self._watch.heard_of(record.worker)
                         told(record)
                 self._watch.mind()
             return [*self._watch.wait(self.client.gather(futures, asynchronous=True)), *kept]
@@ -273,7 +275,7 @@ class Cluster:
                 f"worked on it, the last of them {error.last_worker.address}, so it was given up; "
                 "their logs say why they died, most often for want of memory"
             ) from error
-        except (OSError, CancelledError) as error:
+        except Exception as error:
             if self._watch.lost and not isinstance(error, ConnectionError):
                 raise self._watch.gone() from error
             raise
@@ -291,7 +293,7 @@ class Cluster:
         """Drop a fit's pinned blocks on every worker, as far as they answer in time."""
         try:
             leaving = self.client.run_on_scheduler(leave, token, asynchronous=True)
-            self._watch.ask(leaving, FORGET)
+            self._watch.wait(leaving, FORGET)
             return self._on_workers(_forget, token, seconds=FORGET)
         except (OSError, CancelledError, RuntimeError):
             return {}  # whoever did not hear drops them when they have not been used for a while

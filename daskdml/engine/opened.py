@@ -76,7 +76,8 @@ class Opened(ABC):
         self.engine = engine
         self.token = uuid.uuid4().hex[:12]
         self.runner = engine.runner(in_memory)
-        self.standing = self.runner.claim(self.token, 0, 0)
+        self._needs = 0, 0  # bytes beside the baseline, and the promise, once there is a plan
+        self.standing = self._claim()
         weakref.finalize(self, LEDGER.leave, self.token)  # where nobody leaves it
         self.totals = NOTHING
         self.passes = 0
@@ -128,10 +129,12 @@ class Opened(ABC):
         """
         shared = self.standing.fits > 1
         self._resident = max(self._resident, self.runner.resident(rehearse, shared))
+        self.standing = self._claim()
         try:
             while True:
                 self.baseline = self._resident + self.standing.needs
                 self.plan = self._plan(needs)
+                self._needs = self.plan.streaming - self.baseline, self.plan.limit
                 counted, self.standing = self.standing.needs, self._claim()
                 if self.standing.needs <= counted:
                     break
@@ -142,8 +145,7 @@ class Opened(ABC):
             self.runner.make_room(self.pinnable())
 
     def _claim(self) -> Standing:
-        need = self.plan.streaming - self.baseline
-        return self.runner.claim(self.token, need, self.plan.limit)
+        return self.runner.claim(self.token, *self._needs)
 
     def pinnable(self) -> int:
         """Bytes of blocks that may stay in each process now; each of several fits has as many."""

@@ -61,11 +61,12 @@ class Share:
             slots = fact.threads
             for name, amount in self.resources.items():
                 slots = min(slots, int(fact.resources.get(name, 0) / amount))
-            if fact.running and slots > 0 and self._named(fact):
+            if fact.running and slots > 0 and self.names(fact):
                 found.append(replace(fact, threads=slots))
         return found
 
-    def _named(self, fact: Fact) -> bool:
+    def names(self, fact: Fact) -> bool:
+        """Whether it is one of the workers that were named, if some were."""
         return self.workers is None or bool(_names(fact) & set(self.workers))
 
     def check_named(self, facts: Sequence[Fact]) -> None:
@@ -79,7 +80,7 @@ class Share:
             )
 
     def allot(
-        self, facts: Sequence[Fact], total: int, taken: Mapping[str, int], own: set[str]
+        self, facts: Sequence[Fact], total: int, taken: Mapping[str, int], own: Mapping[str, int]
     ) -> list[Fact]:
         """The usable workers with as many of their slots as this fit may take.
 
@@ -91,17 +92,17 @@ class Share:
             Threads of the whole cluster.
         taken : mapping of str to int
             Slots that other fits have, by address.
-        own : set of str
-            Workers that this fit had before, and which may still have its blocks.
+        own : mapping of str to int
+            Slots that this fit had before, which it keeps: the workers may still have its blocks.
         """
         room = max(1, int(self.max_share * total + 1e-9))
         if self.max_share == 1 or room >= sum(fact.threads for fact in facts):
             return list(facts)
         given = dict.fromkeys((fact.address for fact in facts), 0)
 
-        def crowd(fact: Fact) -> tuple[float, bool, str]:
-            busy = taken.get(fact.address, 0) + given[fact.address]
-            return busy / fact.threads, fact.address not in own, fact.address
+        def crowd(fact: Fact) -> tuple[bool, float, str]:
+            slots, at = given[fact.address], fact.address
+            return slots >= own.get(at, 0), (taken.get(at, 0) + slots) / fact.threads, at
 
         for _ in range(room):
             free = [fact for fact in facts if given[fact.address] < fact.threads]

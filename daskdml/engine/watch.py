@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import warnings
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -95,9 +96,12 @@ class Watch:
         """
         return self._wait(answer, seconds, self.mind)
 
-    def ask(self, answer: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
+    def ask(self, answer: Coroutine[Any, Any, T]) -> T:
         """The same without looking, for what the scheduler itself answers."""
-        return self._wait(answer, seconds or self.limits.scheduler_silence, lambda: None)
+        try:
+            return self._wait(answer, self.limits.scheduler_silence, lambda: None)
+        except TimeoutError as error:
+            raise self.gone() from error
 
     def _wait(
         self, answer: Coroutine[Any, Any, T], seconds: float | None, look: Callable[[], Any]
@@ -116,12 +120,24 @@ class Watch:
                         return future.result()
                     if end is not None and time.monotonic() > end:
                         raise
+                except OSError as error:  # of a connection, or of a task
+                    if self._is_soon_lost():
+                        raise self.gone() from error
+                    raise
                 if self.lost:
                     raise self.gone()
                 look()
         except BaseException:
             future.cancel()
             raise
+
+    def _is_soon_lost(self) -> bool:
+        """Whether the client notices within half a second that it has lost the scheduler."""
+        for _ in range(10):
+            if self.lost:
+                return True
+            time.sleep(0.05)
+        return False
 
     def look(self, now: bool = False) -> bool:
         """Look at the cluster, if the last look is old enough or one is asked for `now`.
@@ -143,7 +159,7 @@ class Watch:
             return False
         self.facts = self._survey()
         took, since = time.monotonic() - began, began - self._looked
-        slow = took > 1.0 or (self._looked > 0 and since > 2 * interval + 1.0)
+        slow = took > max(1.0, interval) or (self._looked > 0 and since > 2 * interval + 1.0)
         for fact in self._silent(slow):
             self._remove(fact)
         self._vet()
@@ -155,11 +171,10 @@ class Watch:
         while True:
             try:
                 # Not scheduler_info: what the client keeps may be replaced before it is read.
-                answer = self.client.scheduler.identity(n_workers=-1)
-                return facts_of(self.ask(answer, end - time.monotonic()))
+                return facts_of(self.ask(self.client.scheduler.identity(n_workers=-1)))
             except LostScheduler:
                 raise
-            except (OSError, TimeoutError) as error:  # one connection of several may break
+            except OSError as error:  # one connection of several may break
                 if time.monotonic() > end:
                     raise self.gone() from error
                 time.sleep(TICK)
@@ -177,8 +192,7 @@ class Watch:
             if now - heard[fact.address][1] > self.limits.worker_silence:
                 found.append(fact)
         self._heard = heard
-        mine = {fact.address for fact in self.share.usable(self.facts)}
-        return [fact for fact in found if fact.address in mine]
+        return [fact for fact in found if self.share.names(fact)]
 
     def _remove(self, fact: Fact) -> None:
         """Have the scheduler forget a worker: others run its tasks, and make its results anew."""
@@ -201,13 +215,12 @@ class Watch:
         RuntimeError
             If that is not what this process computes with: the bits would differ.
         """
-        usable = [fact.address for fact in self.share.usable(self.facts)]
-        new = [address for address in usable if address not in self._vetted]
+        new = [f.address for f in self.share.usable(self.facts) if f.address not in self._vetted]
         if not new:
             return
         ask = self.client.run(apart, build, workers=new, on_error="return", asynchronous=True)
         try:
-            answers = self.ask(ask, ASK)
+            answers = self._wait(ask, ASK, lambda: None)
         except TimeoutError:
             return  # asked again at the next look, unless it is silent and removed by then
         ours = build()
@@ -224,6 +237,15 @@ class Watch:
                 )
                 self._cpus.add("")  # said once
 
+    def usable(self) -> list[Fact]:
+        """The workers that tasks may be given now: those that compute as this process does."""
+        return [f for f in self.share.usable(self.facts) if f.address in self._vetted]
+
+    def heard_of(self, address: str) -> None:
+        """A worker has done something: make sure that it has been asked what it computes with."""
+        if address not in self._vetted:
+            self.look(now=True)
+
     def mind(self) -> None:
         """Look; and if there has been nobody to work for too long, give up.
 
@@ -235,7 +257,7 @@ class Watch:
         if not self.look():
             return
         now = time.monotonic()
-        if self.share.usable(self.facts):
+        if self.usable():
             self._none_since = None
             self.looked()
             return
@@ -251,7 +273,7 @@ class Watch:
 
     def absence(self, least: int) -> str:
         """Why a fit gives up for want of workers."""
-        usable, asks = self.share.usable(self.facts), self.share.asks
+        usable, asks = self.usable(), self.share.asks
         scheduler = self.address
         waited = f"within {self.limits.wait_for_workers:g} s (daskdml.wait-for-workers)"
         if self.share.resources and not usable:
@@ -283,17 +305,20 @@ class Watch:
         """
         self.look(now=True)
         began, said, wish = time.monotonic(), -SAY_EVERY, None
+        asks = f" {self.share.asks}" if self.share.asks else ""
         try:
-            while len(usable := self.share.usable(self.facts)) < least:
+            while len(usable := self.usable()) < least:
                 now = time.monotonic()
                 if now - began > self.limits.wait_for_workers:
                     raise TimeoutError(self.absence(least))
                 if wish is None:
                     wish = self._wish()
                 if now - said > SAY_EVERY:
+                    text = f"Waits for workers{asks}: {len(usable)} of {least} are there."
+                    self.tell(text)
+                    if said > began:  # it takes long, and perhaps nobody hears messages
+                        warnings.warn(text, RuntimeWarning, stacklevel=2)
                     said = now
-                    asks = f" {self.share.asks}" if self.share.asks else ""
-                    self.tell(f"Waits for workers{asks}: {len(usable)} of {least} are there.")
                 time.sleep(TICK)
                 self.look(now=True)
         finally:

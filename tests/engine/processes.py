@@ -29,8 +29,9 @@ if __name__ == "__main__":
 class Processes:
     """A scheduler and workers, a process each; use as a context manager."""
 
-    def __init__(self, n=0, **options):
-        self.scheduler = self.start("Scheduler", port=0, dashboard=False, host="127.0.0.1")
+    def __init__(self, n=0, before="", **options):
+        about = {"port": 0, "dashboard": False, "host": "127.0.0.1"}
+        self.scheduler = self.start("Scheduler", before, **about)
         self.scheduler.address = self.scheduler.stdout.readline().strip()
         self.workers = [self.worker(**options) for _ in range(n)]  # clients wait for them
 
@@ -43,6 +44,23 @@ class Processes:
         """One more worker with one thread."""
         about = {"nthreads": 1, "memory_limit": 10**9, "host": "127.0.0.1"} | options
         return self.start("Worker", scheduler_ip=scheduler or self.address, **about)
+
+    def ready(self, client, n):
+        """Have exactly n workers that work, old ones as far as they do; gives pids by address."""
+        pids = client.run(os.getpid, on_error="ignore")
+        for worker in self.workers:
+            if worker.pid not in pids.values() or len(pids) > n:
+                worker.kill()  # also if it is frozen
+                worker.wait(20)
+                pids = {a: pid for a, pid in pids.items() if pid != worker.pid}
+        self.workers = [worker for worker in self.workers if worker.pid in pids.values()]
+        while len(self.workers) < n:
+            self.workers.append(self.worker())
+        for _ in range(600):
+            if len(pids := client.run(os.getpid, on_error="ignore")) == n:
+                return pids
+            time.sleep(0.1)
+        raise TimeoutError(f"{len(pids)} workers instead of {n}")
 
     def start(self, kind, before="", **options):
         """Start a server in a process that first runs the code `before`; gives that process."""

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import dask
+import numpy as np
+import psutil
 import pytest
-from distributed import Client
+from distributed import Client, LocalCluster, Security
+from distributed.core import Status
 
 import daskdml.engine.run
-from daskdml import Engine
+from daskdml import Engine, LogisticRegression
+from daskdml.engine.cache import PINNED
 from daskdml.engine.memory import Needs
-from daskdml.engine.run import Threads
+from daskdml.engine.run import Inline, Threads
 from daskdml.events import BlockEnd, Message
+from daskdml.io import write_dataset
 from tests.engine.processes import Processes
 from tests.engine.sources import Made, total
 
@@ -209,3 +219,188 @@ def test_a_fit_waits_for_its_workers(cluster):
             data = engine.open(Made(10, 5), Needs())
         assert len(data.runner.workers()) == 2
     assert any(isinstance(e, Message) and "of 2 are there" in e.text for e in events)
+
+
+def fitted(url, client, callbacks=(), **options):
+    """Bits of a fit, and its seconds."""
+    from daskdml.io import open_dataset
+
+    began = time.monotonic()
+    with Engine(client, callbacks=callbacks, **options):
+        model = LogisticRegression(tol=1e-10).fit(open_dataset(url))
+    bits = model.coef_.tobytes() + model.intercept_.tobytes()
+    return bits.hex(), model.n_iter_, time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory):
+    """Two data sets of forty chunks."""
+    found = []
+    for seed in (0, 1):
+        rng = np.random.default_rng(seed)
+        X = rng.standard_normal((200_000, 20))
+        y = (X @ rng.standard_normal(20) + rng.logistic(size=len(X)) > 0).astype(int)
+        folder = tmp_path_factory.mktemp("rows") / f"{seed}.zarr"
+        found.append(write_dataset(folder, X, y, chunks=5000).url)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(urls):
+    """What one thread gets from each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(daskdml.engine.run, "GROUP_BYTES", 1)
+        return [fitted(url, Inline())[:2] for url in urls]
+
+
+@pytest.mark.cluster
+def test_two_fits_at_once_in_threads(cluster, urls, alone):
+    """Two fits of one client end with the bits each has alone, and neither waits for the other."""
+    fitted(urls[0], cluster)  # what is compiled, is
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(fitted, urls, [cluster, cluster]))
+    assert [f[:2] for f in found] == alone
+    seconds = [f[2] for f in found]
+    assert max(seconds) < 3 * min(seconds)
+
+
+CLIENT = """
+import sys
+import daskdml.engine.run
+from distributed import Client
+from tests.engine.test_neighbour import fitted
+
+daskdml.engine.run.GROUP_BYTES = 1
+with Client(sys.argv[1], set_as_default=False) as client:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(*fitted(sys.argv[2], client), flush=True)
+"""
+
+
+@pytest.mark.cluster
+def test_two_fits_at_once_from_two_processes(cluster, urls, alone):
+    """So do fits of two clients; a small task of a third waits for neither."""
+    command = [sys.executable, "-c", CLIENT, cluster.scheduler.address]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    clients = [subprocess.Popen([*command, url], **pipes) for url in urls]
+    try:
+        for client in clients:
+            assert client.stdout.readline() == "ready\n"
+        for client in clients:
+            print("go", file=client.stdin, flush=True)
+        waits = []
+        while any(client.poll() is None for client in clients):
+            began = time.monotonic()
+            assert cluster.submit(abs, -1, pure=False).result() == 1
+            waits.append(time.monotonic() - began)
+            time.sleep(0.05)
+        found = [client.stdout.readline().split() for client in clients]
+    finally:
+        for client in clients:
+            client.kill()
+            client.wait()
+            client.stdin.close()
+            client.stdout.close()
+    assert [(bits, int(n)) for bits, n, _ in found] == alone
+    seconds = [float(s) for _, _, s in found]
+    assert max(seconds) < 3 * min(seconds)
+    assert len(waits) > 5 and np.median(waits) < 0.5
+
+
+def test_fits_at_once_share_what_stays_in_memory():
+    """A second fit counts the first one's needs, and the first one's pinned blocks make room."""
+    mb = 10**6
+    source = Made(100, 5, n_features=125_000)  # blocks of 5 MB
+    limit = psutil.Process().memory_info().rss + 300 * mb
+    with Engine(Threads(1), memory_limit=limit).open(source, Needs()) as first:
+        first.map_reduce(total, "first")
+        kept = first.pinnable()
+        assert kept > 100 * mb and first.totals.pinned_rows == 0
+        assert shelf(first.token) > 80 * mb
+        with Engine(Threads(1), memory_limit=limit).open(source, Needs()) as second:
+            assert second.baseline > first.baseline
+            assert shelf(first.token) <= second.pinnable() < kept / 2
+            second.map_reduce(total, "second")
+            first.map_reduce(total, "first")
+            assert shelf(first.token) + shelf(second.token) <= 2 * second.pinnable() < kept
+        assert first.pinnable() == kept
+        with pytest.raises(MemoryError, match="in use before it"):
+            Engine(Threads(1), memory_limit=limit).open(source, Needs(held=280 * mb))
+        assert first.pinnable() == kept
+
+
+def shelf(token):
+    """Bytes of blocks that are pinned for a fit."""
+    return PINNED._shelves[token].used if token in PINNED._shelves else 0
+
+
+@pytest.mark.cluster
+def test_an_adaptive_cluster(urls, alone):
+    """Workers that come when there is work are used; a fit may begin before there is any."""
+    with (
+        LocalCluster(
+            n_workers=0, threads_per_worker=1, dashboard_address=None, memory_limit="1GB"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        dask.config.set({"daskdml.wait-for-workers": "60s"}),
+    ):
+        cluster.adapt(minimum=0, maximum=2, interval="200ms", wait_count=2, target_duration="100ms")
+        events = []
+        assert fitted(urls[0], client, [events.append])[:2] == alone[0]
+        assert any(isinstance(e, Message) and "Waits for workers" in e.text for e in events)
+
+
+@pytest.mark.cluster
+def test_workers_come_and_go_within_a_share(urls, alone):
+    """A fit with a third of the threads, whose worker dies, goes on with another; same bits."""
+    events = []
+    with Processes(3) as few, Client(few.address, set_as_default=False) as client:
+        client.wait_for_workers(3, timeout=60)
+        pids = client.run(os.getpid)
+        lost = []
+
+        def kill(event):
+            events.append(event)
+            if isinstance(event, BlockEnd) and not lost and len(events) > 60:
+                lost.append(event.worker)
+                os.kill(pids[event.worker], signal.SIGKILL)
+
+        assert fitted(urls[0], client, [kill], max_share=0.34)[:2] == alone[0]
+    after = [e.worker for e in events if isinstance(e, BlockEnd)]
+    assert lost and after[-1] != lost[0]
+
+
+@pytest.mark.cluster
+def test_a_paused_worker_gets_no_lanes(cluster):
+    """A worker that takes no new tasks is given none."""
+    plain = addresses(cluster)["plain"]
+
+    def pause(status, dask_worker=None):
+        dask_worker.status = Status[status]
+
+    with Engine(cluster).open(Made(10, 5), Needs()) as data:
+        cluster.run(pause, "paused", workers=[plain])
+        try:
+            for _ in range(50):
+                if len(data.runner.workers()) == 1:
+                    break
+                time.sleep(0.1)
+            assert plain not in data._slots()
+        finally:
+            cluster.run(pause, "running", workers=[plain])
+
+
+@pytest.mark.cluster
+def test_a_secured_cluster(urls, alone):
+    """A cluster whose connections are encrypted gives the same bits."""
+    security = Security.temporary()
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, security=security,
+            memory_limit="1GB", protocol="tls",
+        ) as cluster,
+        Client(cluster, security=security, set_as_default=False) as client,
+    ):  # fmt: skip
+        assert client.scheduler.address.startswith("tls://")
+        assert fitted(urls[0], client)[:2] == alone[0]
