@@ -91,8 +91,8 @@ def _from_group(url: str, node: zarr.Group | zarr.Array[Any]) -> Opened:
         )
     if own is not None and not own.get("complete"):
         raise ValueError(
-            f"{url} is an unfinished data set: its writing is in progress or was cut off; wait "
-            "for it, or write it again with overwrite=True"
+            f"{url} is unfinished: its writing is in progress or was cut off; wait for it, or make "
+            "the call that writes it again, which goes on from there"
         )
     prefix = (own or {}).get("prefix", "")
     readers = {part: _reader(url, node, prefix + part, own is not None) for part in PARTS}
