@@ -18,12 +18,10 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import psutil
 import zarr
 from fsspec import AbstractFileSystem
@@ -31,6 +29,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from daskdml import __version__
+from daskdml.io.chunks import ChunkError, ChunkReader
 from daskdml.io.states import digest
 from daskdml.io.store import retrying
 
@@ -352,7 +351,8 @@ def finished_chunks(array: zarr.Array[Any], check: bool = False) -> set[int]:
             sync(store.delete(key))
     found = {i for i in range(n) if f"{base}{i}{tail}" in keys}
     if check or not _puts_in_one_piece(store):
-        return {i for i in found if _decodes(lambda i=i: array[i * rows : (i + 1) * rows])}  # type: ignore[misc]
+        reader = ChunkReader(array, strict=True)
+        return {i for i in found if _is_whole(reader, i)}
     return found
 
 
@@ -376,9 +376,10 @@ def _puts_in_one_piece(store: Any) -> bool:
     return bool(_IN_ONE_PIECE & set([protocol] if isinstance(protocol, str) else protocol))
 
 
-def _decodes(read: Callable[[], Any]) -> bool:
+def _is_whole(reader: ChunkReader, chunk: int) -> bool:
+    start = chunk * reader.chunk_rows
     try:
-        np.asarray(read())
-    except Exception:  # whatever a codec makes of half a chunk
+        reader.read(start, min(start + reader.chunk_rows, reader.n_rows))
+    except (ValueError, RuntimeError, ChunkError):  # or what another codec raises
         return False
     return True
