@@ -33,7 +33,15 @@ from daskdml.io.chunks import ChunkError, ChunkReader
 from daskdml.io.states import digest
 from daskdml.io.store import retrying
 
-__all__ = ["Leftover", "LocalLeftover", "RemoteLeftover", "finished_chunks", "helps", "run_of"]
+__all__ = [
+    "Leftover",
+    "LocalLeftover",
+    "RemoteLeftover",
+    "boot",
+    "finished_chunks",
+    "helps",
+    "run_of",
+]
 
 RECORD = "run.json"
 LOCK = "lock"
@@ -89,7 +97,7 @@ def helps(error: BaseException) -> bool:
 
 
 @cache
-def _boot() -> str:
+def boot() -> str:
     """Names the time since this machine was started; "" where it does not say."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -167,11 +175,11 @@ class LocalLeftover:
         try:
             found = self._read()
             self.resumed = bool(found) and run is not None and found.get("run") == run
-            self.rebooted = self.resumed and found.get("boot") != _boot()
+            self.rebooted = self.resumed and found.get("boot") != boot()
             self.token = found["token"] if self.resumed else secrets.token_hex(4)
             if not self.resumed:
                 self._clear()
-            record = {"format": 1, "run": run, "token": self.token, "boot": _boot(), **_self()}
+            record = {"format": 1, "run": run, "token": self.token, "boot": boot(), **_self()}
             new = folder / f"{RECORD}.new"
             new.write_text(json.dumps(record, indent=1))
             new.replace(folder / RECORD)

@@ -17,7 +17,7 @@ from daskdml.io.chunks import ChunkReader, ReadStats
 from daskdml.io.identity import array_digest
 from daskdml.io.layout import FORMAT
 from daskdml.io.split import draw_seed
-from daskdml.io.store import open_node, resolve_url, retrying
+from daskdml.io.store import open_node, resolve_url, retrying, unfinished
 from daskdml.kernels.ratings import RatingBlock, compress, draw
 from daskdml.units import bytes_text
 
@@ -172,6 +172,8 @@ def from_node(url: str, node: Any) -> Stored:
     """The arrays of a Zarr group of ratings, checked; `url` names it in errors."""
     attributes: dict[str, Any] = dict(node.attrs) if isinstance(node, zarr.Group) else {}
     own: dict[str, Any] = attributes.get("daskdml") or {}
+    if own.get("complete") is False:
+        raise ValueError(unfinished(url))
     if own.get("kind") != "ratings":
         raise ValueError(
             f"{url} holds no ratings; write them there with daskdml.io.convert_ratings(source, url)"

@@ -56,6 +56,10 @@ class Staging(Protocol):
     def resumed(self) -> bool:
         """Whether an earlier attempt at the same run left arrays there."""
 
+    @property
+    def token(self) -> str | None:
+        """Names this run and all attempts at it; None where it cannot be gone on with."""
+
     def finished(self, array: zarr.Array[Any]) -> set[int]:
         """Numbers of an array's chunks that need not be written again."""
 
@@ -141,6 +145,10 @@ class _Staging:
     @property
     def resumed(self) -> bool:
         return self._left.resumed
+
+    @property
+    def token(self) -> str | None:
+        return None if self._run is None else f"{self._run}-{self._left.token}"
 
     def finished(self, array: zarr.Array[Any]) -> set[int]:
         return finished_chunks(array, self._left.rebooted) if self._left.resumed else set()

@@ -84,6 +84,14 @@ def unfinished_folder(target: Path) -> Path:
     return target.with_name(f".{target.name}.unfinished")
 
 
+def unfinished(url: str) -> str:
+    """What to tell who opens a target that is not whole."""
+    return (
+        f"{url} is unfinished: its writing is in progress or was cut off; wait for it, or make the "
+        "call that writes it again, which goes on from there"
+    )
+
+
 def _missing_package(url: str, error: ImportError) -> ImportError:
     protocol = str(split_protocol(url)[0])
     extra = _EXTRAS.get(protocol)
@@ -198,10 +206,7 @@ def open_node(
         return retrying(lambda: zarr.open(store, mode="r"), f"opening {url}")
     except (FileNotFoundError, NodeNotFoundError) as error:
         if is_local(url) and unfinished_folder(Path(os.path.realpath(url))).exists():
-            raise FileNotFoundError(
-                f"{url} is unfinished: its writing is in progress or was cut off; wait for it, or "
-                "make the call that writes it again, which goes on from there"
-            ) from error
+            raise FileNotFoundError(unfinished(url)) from error
         if is_local(url) and Path(url).exists():
             found = "is there, but holds no Zarr group or array (no zarr.json)"
         else:
