@@ -237,18 +237,20 @@ def _file(path: str, columns: Columns, options: Any, begin: Position) -> Iterato
         yield from _of_batches(path, data.to_batches(**wanted), columns, 0)
         return
     row = 0
-    for group in _row_groups(data):
-        n = group.count_rows()
-        if row + n > begin["row"]:
-            yield from _of_batches(path, group.to_batches(**wanted), columns, begin["row"], row)
-        row += n
+    for part, n in _row_groups(data):
+        if n is None or row + n > begin["row"]:
+            yield from _of_batches(path, part.to_batches(**wanted), columns, begin["row"], row)
+        row += n or 0
 
 
-def _row_groups(data: Any) -> Iterator[Any]:
-    """Parts of a file that can be passed over without reading them."""
+def _row_groups(data: Any) -> Iterator[tuple[Any, int | None]]:
+    """Parts of a Parquet file, and their rows, to be passed over unread; other files whole."""
     for fragment in data.get_fragments():
-        split = getattr(fragment, "split_by_row_group", None)
-        yield from split() if split is not None else [fragment]
+        if hasattr(fragment, "split_by_row_group"):
+            for part in fragment.split_by_row_group():
+                yield part, part.row_groups[0].num_rows
+        else:
+            yield fragment, None
 
 
 def _csv(path: str, fs: Any, inside: str, columns: Columns, begin: Position) -> Iterator[_Piece]:
