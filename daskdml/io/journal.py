@@ -354,9 +354,6 @@ def finished_chunks(array: zarr.Array[Any], check: bool = False) -> set[int]:
     tail = "/0" * (array.ndim - 1)
     n = math.ceil(array.shape[0] / rows)
     keys = retrying(lambda: _keys(store, base), f"listing {array.store_path}")
-    for key in keys:
-        if key.endswith(".partial"):  # a chunk whose writer was killed
-            sync(store.delete(key))
     found = {i for i in range(n) if f"{base}{i}{tail}" in keys}
     if check or not _puts_in_one_piece(store):
         reader = ChunkReader(array, strict=True)

@@ -176,6 +176,8 @@ class _LocalStaging(_Staging):
         self._tmp = folder / left.token
         self._old = self._target.with_name(f".{self._target.name}.old-{left.token}")
         self._tmp.mkdir(exist_ok=True)
+        for path in self._tmp.rglob("*.partial"):  # objects whose writer was killed
+            path.unlink()
         self.store: Store = LocalStore(self._tmp)
         self.prefix = ""
         self.scratch = folder / "scratch"

@@ -17,7 +17,7 @@ import pytest
 import zarr
 from dask.base import tokenize
 
-from daskdml import NMF, PCA, Engine, KMeans, LogisticRegression, MatrixFactorization, Ridge
+from daskdml import PCA, Engine, KMeans, LogisticRegression, MatrixFactorization
 from daskdml.engine.run import Inline
 from daskdml.events import BlockEnd
 from daskdml.io import convert_ratings, open_dataset, write_dataset
@@ -154,8 +154,8 @@ def test_killed_predictions_on_s3(cases, s3_server):
     given = cases / "predict.pickle"
     url = s3_server.url("rows-of-predictions.zarr")
     rows = open_dataset(cases / "x.zarr").read(0, 2000)[0].X
-    write_dataset(url, rows, chunks=50, storage_options=options)
-    kill(put, 13, "predict", given, url, out, "", json.dumps(options))
+    write_dataset(url, rows, chunks=100, storage_options=options)
+    kill(put, 6, "predict", given, url, out, "", json.dumps(options))
     before = put()
     with pytest.raises(ValueError, match="is unfinished"):
         open_dataset(out, options)
@@ -165,7 +165,7 @@ def test_killed_predictions_on_s3(cases, s3_server):
     model = pickle.loads(given.read_bytes())
     with Engine(Inline()):
         found = model.predict(url, out=out, storage_options=options)
-    assert 13 <= len(before) < 40 and len(put()) == 40
+    assert 6 <= len(before) < 20 and len(put()) == 20
     assert sum(put()[name] != at for name, at in before.items()) <= 2
     assert np.array_equal(found[:], zarr.open(cases / "predict.zarr", mode="r")[:])
 
@@ -188,8 +188,7 @@ def test_models_are_known_again_in_another_process(cases, tmp_path):
     """What a model of any kind wrote is found whole by another process, which writes nothing."""
     ds = open_dataset(cases / "x.zarr")
     X = np.abs(ds.read(0, 2000)[0].X)
-    models = [Ridge(), KMeans(3, random_state=0), PCA(2), NMF(2, max_iter=3, random_state=0)]
-    models += [LogisticRegression()]
+    models = [LogisticRegression(), KMeans(3, random_state=0), PCA(2)]
     with Engine(Inline()):
         for i, model in enumerate(models):
             model.fit(X, X[:, 0] > 0.5)

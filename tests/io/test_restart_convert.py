@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import dask
 import dask.dataframe
@@ -21,8 +22,8 @@ from tests.io.test_restart import files, kill_when
 pd = pytest.importorskip("pandas")
 pa = pytest.importorskip("pyarrow")
 
-N = 40_000
-GRID = (6, 5)
+N = 20_000
+GRID = (4, 4)
 TIMES = {"timestamp": "time", "grid": GRID}
 
 
@@ -46,11 +47,19 @@ def csv(frame, tmp_path_factory):
     return folder / "a-*.csv"
 
 
-@pytest.fixture(autouse=True)
-def _small_batches(monkeypatch):
-    """Batches of 1,000 ratings, pieces of text of some thousand bytes, as the killed ones have."""
-    monkeypatch.setattr(batches_module, "ROWS", 1000)
-    monkeypatch.setattr(batches_module, "CSV_BLOCK", 1 << 17)
+@pytest.fixture(autouse=True, scope="module")
+def _small_batches():
+    """Batches of 500 ratings, pieces of text of some thousand bytes, as the killed ones have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches_module, "ROWS", 500)
+        patch.setattr(batches_module, "CSV_BLOCK", 1 << 16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(csv, tmp_path_factory):
+    """What an undisturbed conversion writes."""
+    return convert_ratings(csv, tmp_path_factory.mktemp("whole") / "r.zarr", **TIMES)
 
 
 CONVERT = """
@@ -58,17 +67,17 @@ import json, resource, sys, time
 import daskdml.io.rating_batches as batches_module
 from daskdml.io import convert, convert_ratings
 
-batches_module.ROWS, batches_module.CSV_BLOCK = 1000, 1 << 17
+batches_module.ROWS, batches_module.CSV_BLOCK = 500, 1 << 16
 source, out, how = sys.argv[1:]
 how = json.loads(how)
 if how.pop("small", None):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
 note = convert.Scratch.note
 def slowly(self, **line):
     note(self, **line)
     time.sleep(0.004)
 convert.Scratch.note = slowly
-convert_ratings(source, out, timestamp="time", grid=(6, 5), **how)
+convert_ratings(source, out, timestamp="time", grid=(4, 4), **how)
 """
 
 
@@ -102,12 +111,11 @@ def repeated(monkeypatch):
 
 
 @pytest.mark.parametrize("phase", ["batch", "dealt", "block"])
-def test_a_killed_conversion_goes_on(phase, csv, tmp_path, monkeypatch):
+def test_a_killed_conversion_goes_on(phase, csv, whole, tmp_path, monkeypatch):
     """Killed while it scans, deals or writes, it repeats the one unit in hand; the bytes agree."""
-    convert_ratings(csv, tmp_path / "whole.zarr", **TIMES)
     out, left = tmp_path / "out.zarr", tmp_path / ".out.zarr.unfinished"
     journal = left / "scratch" / "journal.jsonl"
-    n = int(np.random.default_rng(len(phase)).integers(1, 25))
+    n = int(np.random.default_rng(len(phase)).integers(1, 14))
     assert kill_when(start(csv, out), lambda: len(noted(journal, phase)) >= n)
     with pytest.raises(FileNotFoundError, match=r"out\.zarr is unfinished"):
         open_ratings(out)
@@ -116,29 +124,28 @@ def test_a_killed_conversion_goes_on(phase, csv, tmp_path, monkeypatch):
     now = repeated(monkeypatch)
     convert_ratings(csv, out, **TIMES)
     after = {kind: len(now(kind)) for kind in before}
-    total = {"batch": len(now("batch")) + before["batch"], "dealt": 0, "block": 30}
+    total = {"batch": len(now("batch")) + before["batch"], "dealt": 0, "block": 16}
     total["dealt"] = total["batch"]
     assert {kind: before[kind] + after[kind] for kind in before} == total
     assert sum(line["batch"] for line in now("batch")) <= N
-    assert files(out) == files(tmp_path / "whole.zarr")
-    assert sorted(os.listdir(tmp_path)) == ["out.zarr", "whole.zarr"]
+    assert files(out) == files(Path(whole.url))
+    assert os.listdir(tmp_path) == ["out.zarr"]
 
 
-def test_a_full_disk(csv, tmp_path):
+def test_a_full_disk(csv, whole, tmp_path):
     """Where a scratch file cannot grow, what was scanned stays, and the next call goes on."""
     out = tmp_path / "out.zarr"
     child = start(csv, out, small=True)
     assert b"File too large" in child.communicate(timeout=60)[1]
     journal = tmp_path / ".out.zarr.unfinished" / "scratch" / "journal.jsonl"
     scanned = sum(line["batch"] for line in noted(journal, "batch"))
-    assert 10_000 < scanned < 300_000 / 20
+    assert 5_000 < scanned < 150_000 / 20
     assert convert_ratings(csv, out, **TIMES).count() == N
-    convert_ratings(csv, tmp_path / "whole.zarr", **TIMES)
-    assert files(out) == files(tmp_path / "whole.zarr")
+    assert files(out) == files(Path(whole.url))
 
 
 @pytest.mark.s3
-def test_a_killed_conversion_to_s3(csv, s3_server, tmp_path, monkeypatch):
+def test_a_killed_conversion_to_s3(csv, whole, s3_server, tmp_path, monkeypatch):
     """Scratch for an object store lies in Dask's temporary directory, and is removed at the end."""
     url, options = s3_server.url("killed-ratings.zarr"), s3_server.storage_options
     monkeypatch.setenv("DASK_TEMPORARY_DIRECTORY", str(tmp_path))
@@ -153,9 +160,8 @@ def test_a_killed_conversion_to_s3(csv, s3_server, tmp_path, monkeypatch):
     blocks, now = len(noted(scratch(), "block")), repeated(monkeypatch)
     with dask.config.set({"temporary-directory": str(tmp_path)}):
         found = convert_ratings(csv, url, storage_options=options, **TIMES)
-    assert len(now("block")) == 30 - blocks and not now("batch") and not now("dealt")
+    assert len(now("block")) == 16 - blocks and not now("batch") and not now("dealt")
     assert found.count() == N and not list(tmp_path.glob("daskdml-*/*"))
-    whole = convert_ratings(csv, tmp_path / "whole.zarr", **TIMES)
     for i, j in np.ndindex(GRID):
         for a, b in zip(
             *(vars(r.read("item", i, j)[0]).values() for r in (found, whole)), strict=True
@@ -174,7 +180,7 @@ def sources(frame, folder):
     frame[: N // 3].to_csv(folder / "two-0.csv", index=False)
     frame[N // 3 :].to_csv(folder / "two-1.csv", index=False)
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    pyarrow.parquet.write_table(table, folder / "one.parquet", row_group_size=7000)
+    pyarrow.parquet.write_table(table, folder / "one.parquet", row_group_size=3500)
     path = str(folder / "one.arrow")
     with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=3000)
@@ -217,7 +223,7 @@ def test_ctrl_c_and_another_call(frame, tmp_path, monkeypatch):
     once = _Writer._once
 
     def stop(self, number, walks):
-        if number == 20:
+        if number == 10:
             raise KeyboardInterrupt
         return once(self, number, walks)
 
