@@ -110,7 +110,8 @@ class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         storage_options : dict or None
             For a URL.
         out : str or None
-            URL of a Zarr array to stream them to, which a rerun completes.
+            URL of a Zarr array to stream them to. It appears there whole; a call that was broken
+            off is gone on with by the same call.
         """
         return self._apply_centers(X, "labels", storage_options, out)
 

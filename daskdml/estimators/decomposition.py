@@ -157,6 +157,7 @@ class Decomposition(Components):
         storage_options : dict or None
             For a URL.
         out : str or None
-            URL of a Zarr array to stream them to, which a rerun completes.
+            URL of a Zarr array to stream them to. It appears there whole; a call that was broken
+            off is gone on with by the same call.
         """
         return self._apply(X, as_they_are, storage_options, out)

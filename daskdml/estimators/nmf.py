@@ -168,7 +168,8 @@ class NMF(Components):
         storage_options : dict or None
             For a URL.
         out : str or None
-            URL of a Zarr array to stream them to, which a rerun completes.
+            URL of a Zarr array to stream them to. It appears there whole; a call that was broken
+            off is gone on with by the same call.
         """
         check_is_fitted(self)
         l1, l2 = self._row_penalty(self.n_features_in_)

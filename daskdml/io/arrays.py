@@ -10,10 +10,21 @@ import numpy as np
 import zarr
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
+from zarr.storage import MemoryStore, StorePath
 
+from daskdml.io.staging import Staging
 from daskdml.io.store import retrying
 
-__all__ = ["CHUNK_BYTES", "COMPRESSOR", "Labels", "RowWriter", "create_array", "default_chunks"]
+__all__ = [
+    "CHUNK_BYTES",
+    "COMPRESSOR",
+    "Labels",
+    "RowWriter",
+    "array_at_root",
+    "create_array",
+    "default_chunks",
+    "staged_array",
+]
 
 CHUNK_BYTES = 16_000_000
 """Decoded bytes of X in a chunk, where the caller does not choose."""
@@ -69,6 +80,39 @@ def create_array(
         ),
         f"creating array {name} in {store}",
     )
+
+
+def staged_array(
+    staging: Staging, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int
+) -> zarr.Array[Any]:
+    """Give the array that an earlier attempt at the same left, else create it (`create_array`)."""
+    if staging.resumed:
+        found = _left_array(staging.store, staging.prefix + name)
+        wanted = shape, dtype, chunk_rows
+        if found is not None and (found.shape, found.dtype, found.chunks[0]) == wanted:
+            return found
+    return create_array(staging.store, staging.prefix + name, shape, dtype, chunk_rows)
+
+
+def _left_array(store: Store, path: str) -> zarr.Array[Any] | None:
+    try:
+        return retrying(
+            lambda: zarr.open_array(
+                store, path=path, mode="r+", config={"write_empty_chunks": True}
+            ),
+            f"opening {path} in {store}",
+        )
+    except (FileNotFoundError, KeyError, ValueError):
+        return None
+
+
+def array_at_root(
+    staging: Staging, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int
+) -> zarr.Array[Any]:
+    """Give an array that will be the root: chunks can be put, but readers see it once committed."""
+    like = create_array(MemoryStore(), "", shape, dtype, chunk_rows).async_array
+    there = zarr.AsyncArray(like.metadata, StorePath(staging.store), like.config)
+    return zarr.Array(there)
 
 
 class Labels:
@@ -132,16 +176,28 @@ class RowWriter:
         Name of the array.
     chunk_rows : int
         Rows per chunk.
+    array : zarr.Array or None
+        The array itself, where its length is known already; else it grows.
+    n_rows : int
+        Rows that it has already, of whole chunks.
     """
 
-    def __init__(self, store: Store, name: str, chunk_rows: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        chunk_rows: int,
+        array: zarr.Array[Any] | None = None,
+        n_rows: int = 0,
+    ) -> None:
         self._store = store
         self._name = name
         self._rows = chunk_rows
-        self._array: zarr.Array[Any] | None = None
+        self._array = array
         self._rest: np.ndarray | None = None
         self._n_rest = 0
-        self.n_rows = 0
+        self._at = n_rows
+        self.n_rows = n_rows
 
     def append(self, block: np.ndarray) -> None:
         """Add rows; writes the chunks that they fill.
@@ -209,10 +265,11 @@ class RowWriter:
             assert self._rest is not None
             shape, dtype = (0, *rows.shape[1:]), self._rest.dtype
             self._array = create_array(self._store, self._name, shape, dtype, self._rows)
-        array, start = self._array, int(self._array.shape[0])
-        stop = start + len(rows)
+        array, start = self._array, self._at
+        self._at = stop = start + len(rows)
         what = f"writing rows {start}:{stop} of {array.store_path}"
-        retrying(lambda: array.resize((stop, *rows.shape[1:])), what)
+        if stop > array.shape[0]:
+            retrying(lambda: array.resize((stop, *rows.shape[1:])), what)
         self._put(slice(start, stop), rows)
 
     def _put(self, where: slice, rows: np.ndarray) -> None:

@@ -5,37 +5,32 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import psutil
 import zarr
 from dask.utils import parse_bytes
-from zarr.abc.store import Store
 from zarr.storage import MemoryStore
 
 from daskdml.io import buffers
-from daskdml.io.arrays import create_array
+from daskdml.io.arrays import create_array, staged_array
+from daskdml.io.journal import run_of
 from daskdml.io.layout import FORMAT
-from daskdml.io.rating_batches import Batch, Columns, rating_batches
+from daskdml.io.rating_batches import Batch, Columns, Position, rating_batches, source_identity
+from daskdml.io.rating_scan import Ids, Scan
 from daskdml.io.ratings import Ratings, from_node, open_ratings
-from daskdml.io.shuffle import Deal, Shuffled, Spill
+from daskdml.io.scratch import Scratch
+from daskdml.io.shuffle import Deal, Shuffled, block_of, grid_of
 from daskdml.io.staging import stage
 from daskdml.io.store import resolve_url, retrying
-from daskdml.kernels.ratings import (
-    IntegerCodes,
-    Sorted,
-    StringCodes,
-    by_rows,
-    merge_repeated,
-    other_walk,
-    repeated,
-)
+from daskdml.kernels.ratings import Sorted, by_rows, merge_repeated, other_walk, repeated
 from daskdml.units import bytes_text
 
 __all__ = ["convert_ratings", "ratings_in_memory"]
@@ -47,52 +42,8 @@ BATCH_BYTES = 150_000_000  # while a batch of the source is parsed
 PER_ID = 60  # of an id in the tables
 _SHARE_OF_MACHINE = 0.5
 
-
-@dataclass
-class _Ids:
-    """Codes of the users' or of the items' ids, and how many ratings each has."""
-
-    column: str
-    codes: IntegerCodes | StringCodes | None = None
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-
-    def encode(self, ids: np.ndarray) -> np.ndarray:
-        """Codes of a batch's ids, which are counted."""
-        text = ids.dtype.kind == "U"
-        if self.codes is None:
-            self.codes = StringCodes() if text else IntegerCodes()
-        if text != isinstance(self.codes, StringCodes):
-            raise ValueError(
-                f"{self.column} holds integers in some rows and strings in others; give one kind"
-            )
-        codes = self.codes.encode(ids)
-        counts = np.bincount(codes, minlength=len(self.counts))
-        counts[: len(self.counts)] += self.counts
-        self.counts = counts
-        return codes
-
-    @property
-    def ids(self) -> np.ndarray:
-        """The ids, by code."""
-        assert self.codes is not None
-        return self.codes.ids
-
-    def deal(self, n_blocks: int, seed: int) -> Deal:
-        """Which block each code goes to."""
-        return Deal.of(self.ids, self.counts, n_blocks, seed)
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """What the first walk over the source found; `spill` holds the ratings, batch by batch."""
-
-    users: _Ids
-    items: _Ids
-    spill: Spill
-    least: float
-    largest: float
-    times: tuple[int, int] | None
-    last: np.ndarray | None
+Read = Callable[..., Iterator[tuple[Batch, Position]]]
+Create = Callable[[str, tuple[int, ...], np.dtype[Any], int], zarr.Array[Any]]
 
 
 def convert_ratings(
@@ -114,9 +65,14 @@ def convert_ratings(
 ) -> Ratings:
     """Write ratings, in any order, as a grid of blocks, in bounded memory.
 
-    The source is read once, to a scratch file in the temporary directory (12 to 24 bytes a rating);
-    then every rating goes to its block's place in another one, and each block is sorted for itself
-    by user and by item.
+    The source is read once, to a scratch file (12 to 24 bytes a rating); then every rating goes to
+    its block's place in another one, and each block is sorted for itself by user and by item.
+    Scratch files lie in the hidden folder beside `url` in which a local target is written; for
+    other targets see docs/reliability.md.
+
+    A conversion that was broken off, by Ctrl-C, a kill, a full disk or a lost store, is gone on
+    with by the same call, on the same machine: it repeats the batch of ratings, or the blocks, that
+    it had in hand. Of sources that cannot be told again (a pyarrow Dataset) each call begins anew.
 
     Parameters
     ----------
@@ -163,6 +119,8 @@ def convert_ratings(
         Where the ids alone, or one block, do not fit the promise; names the smallest that would.
     FileExistsError
         Where something is at `url` already.
+    RuntimeError
+        Where another process is writing to `url`.
 
     Examples
     --------
@@ -174,13 +132,18 @@ def convert_ratings(
     how = _How(grid, duplicates, np.dtype(dtype), random_state, _promise(memory_limit))
     how.check()
     columns = Columns(user, item, rating, timestamp)
-    staging = stage(target, storage_options, overwrite=overwrite)
+    known = source_identity(source, columns, source_options)
+    choices = [list(grid or ()), duplicates or "", how.dtype.str, random_state]
+    choices += [column or "" for column in (user, item, rating, timestamp)]
+    run = run_of("convert_ratings", source=known, choices=choices)
+    staging = stage(target, storage_options, overwrite=overwrite, run=run)
     try:
-        batches = rating_batches(source, columns, source_options)
-        facts = _convert(batches, columns, staging.store, staging.prefix, how)
+        with Scratch(staging.scratch, staging.token) as scratch:
+            read = partial(rating_batches, source, columns, source_options)
+            facts = _convert(read, columns, partial(staged_array, staging), how, scratch)
         staging.commit({"daskdml": {**facts, "prefix": staging.prefix}})
-    except BaseException:
-        staging.abandon()
+    except BaseException as error:
+        staging.leave(error)
         raise
     return open_ratings(target, storage_options)
 
@@ -200,7 +163,12 @@ def ratings_in_memory(source: Any, random_state: int = 0) -> Ratings:
     columns = Columns("users", "items", "ratings", None)
     store = MemoryStore()
     how = _How(None, None, dtype, random_state, _promise(None))
-    facts = _convert(rating_batches(source, columns), columns, store, "", how)
+    with (
+        TemporaryDirectory(prefix="daskdml-ratings-") as folder,
+        Scratch(Path(folder) / "scratch", None) as scratch,
+    ):
+        read, create = partial(rating_batches, source, columns), partial(create_array, store)
+        facts = _convert(read, columns, create, how, scratch)
     group = zarr.open_group(store, mode="r+", zarr_format=3)
     group.attrs["daskdml"] = facts
     return Ratings("", None, facts["id"], (), from_node("the ratings", group))
@@ -235,22 +203,75 @@ class _How:
 
 
 def _convert(
-    batches: Iterator[Batch], columns: Columns, store: Store, prefix: str, how: _How
+    read: Read, columns: Columns, create: Create, how: _How, scratch: Scratch
 ) -> dict[str, Any]:
     """Write all arrays; gives what the group's attributes say."""
-    with ExitStack() as stack:
-        first = stack.enter_context(tempfile.TemporaryFile(prefix="daskdml-ratings-"))
-        scan = _scan(batches, columns, first, how)
-        _release()
-        p, q = _grid(scan, how)
-        sides = scan.users.deal(p, how.seed), scan.items.deal(q, how.seed + 1)
-        shuffled = stack.enter_context(Shuffled(scan.spill, sides))
-        for batch in scan.spill.batches():
-            shuffled.add(batch)
-        first.close()
-        _release()
-        writer = _Writer(store, prefix, shuffled, scan, how, columns)
-        return writer.write()
+    scan = Scan(scratch, (columns.user, columns.item), how.dtype)
+    done = _Done.of(scratch, scan)
+    if not done.scanned:
+        _scan(read, scan, how, scratch)
+    _release()
+    p, q = done.grid or _grid(scan, how)
+    if not done.grid:
+        scratch.note(grid=[p, q])
+    if done.shuffled:
+        starts = scan.restore(done.shuffled)
+    sides = scan.users.deal(p, how.seed), scan.items.deal(q, how.seed + 1)
+    if not done.shuffled:
+        starts, filled = _count(scan, sides, done.dealt)
+    files = [scratch.open(f"column-{k}") for k in range(len(scan.spill.dtypes))]
+    shuffled = Shuffled(sides, scan.spill.dtypes, files, starts)
+    if not done.shuffled:
+        shuffled.begin(filled)
+        for number, batch in enumerate(scan.spill.batches()):
+            if number >= done.dealt:
+                shuffled.add(batch)
+                scratch.note(dealt=number + 1)
+        scan.give_up_spill(starts)
+    _release()
+    return _Writer(create, shuffled, scan, how, columns, scratch, done.blocks).write()
+
+
+@dataclass
+class _Done:
+    """What an earlier attempt did, as its journal has it."""
+
+    scanned: bool = False
+    grid: tuple[int, int] | None = None
+    dealt: int = 0
+    shuffled: dict[str, Any] | None = None
+    blocks: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scratch: Scratch, scan: Scan) -> _Done:
+        """Read the journal; the scan takes in its batches."""
+        done = cls()
+        for line in scratch.lines():
+            if "scanned" in line:
+                done.scanned = True
+            elif "grid" in line:
+                done.grid = (line["grid"][0], line["grid"][1])
+            elif "dealt" in line:
+                done.dealt = line["dealt"]
+            elif "shuffled" in line:
+                done.shuffled = line
+            elif "block" in line:
+                done.blocks[line["block"]] = line["n"], line["sum"]
+        for line in scratch.lines():
+            if "batch" in line or "new" in line:
+                scan.replay(line, with_ratings=not done.shuffled)
+        return done
+
+
+def _count(scan: Scan, sides: tuple[Deal, Deal], dealt: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where blocks begin, and how many ratings each has of the first batches."""
+    p, q = grid_of(sides)
+    counts, filled = np.zeros(p * q, np.int64), np.zeros(p * q, np.int64)
+    for number, (u, i, *_) in enumerate(scan.spill.batches()):
+        here = np.bincount(block_of(sides, u, i), minlength=p * q)
+        counts += here
+        filled += here if number < dealt else 0
+    return np.concatenate([[0], np.cumsum(counts)]), filled
 
 
 def _release() -> None:
@@ -260,54 +281,24 @@ def _release() -> None:
     buffers.give_back()
 
 
-def _scan(batches: Iterator[Batch], columns: Columns, file: Any, how: _How) -> _Scan:
-    users, items = _Ids(columns.user), _Ids(columns.item)
-    spill: Spill | None = None
-    least, largest, early, late = np.inf, -np.inf, np.iinfo(np.int64).max, np.iinfo(np.int64).min
-    last_time, last = np.zeros(0, np.int64), np.zeros(0, np.int32)
-    for batch in batches:
-        u, i = users.encode(batch.users), items.encode(batch.items)
-        if spill is None:
-            spill = Spill(file, batch.times is not None, how.dtype)
-        spill.append(u, i, batch.ratings, batch.times)
-        least, largest = min(least, batch.ratings.min()), max(largest, batch.ratings.max())
-        if batch.times is not None:
-            early, late = min(early, batch.times.min()), max(late, batch.times.max())
-            last_time, last = _latest(last_time, last, len(users.counts), u, i, batch.times)
-        tables = PER_ID * (len(users.counts) + len(items.counts))
+def _scan(read: Read, scan: Scan, how: _How, scratch: Scratch) -> None:
+    """Take in the source, from where an earlier attempt stopped."""
+    for batch, after in read(after=scan.after):
+        scan.add(batch, after)
+        n_users, n_items = len(scan.users.counts), len(scan.items.counts)
+        tables = PER_ID * (n_users + n_items)
         if tables + BATCH_BYTES > how.limit:
             raise MemoryError(
-                f"memory_limit={bytes_text(how.limit)} is too small: the ids of "
-                f"{len(users.counts)} users and {len(items.counts)} items so far, and one batch of "
-                f"rows, take {bytes_text(tables + BATCH_BYTES)}; raise memory_limit"
+                f"memory_limit={bytes_text(how.limit)} is too small: the ids of {n_users} users "
+                f"and {n_items} items so far, and one batch of rows, take "
+                f"{bytes_text(tables + BATCH_BYTES)}; raise memory_limit"
             )
-    if spill is None:
+    if not scan.n:
         raise ValueError("there are no ratings to write: the source has no rows")
-    timed = spill.dtypes[3:] != []
-    return _Scan(
-        users, items, spill, float(least), float(largest),
-        (int(early), int(late)) if timed else None, last if timed else None,
-    )  # fmt: skip
+    scratch.note(scanned=True)
 
 
-def _latest(
-    times: np.ndarray, last: np.ndarray, n: int, u: np.ndarray, i: np.ndarray, t: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Time and item of each user's last rating so far; of equal times the later one given."""
-    grown = np.full(n, np.iinfo(np.int64).min)
-    grown[: len(times)] = times
-    items = np.zeros(n, np.int32)
-    items[: len(last)] = last
-    order = np.lexsort((t, u))  # stable
-    ends = np.flatnonzero(np.append(np.diff(u[order]) != 0, True))
-    at = order[ends]
-    newer = t[at] >= grown[u[at]]
-    at = at[newer]
-    grown[u[at]], items[u[at]] = t[at], i[at]
-    return grown, items
-
-
-def _grid(scan: _Scan, how: _How) -> tuple[int, int]:
+def _grid(scan: Scan, how: _How) -> tuple[int, int]:
     """Numbers of blocks: as asked for, or so that blocks fit the promise."""
     n_users, n_items = len(scan.users.counts), len(scan.items.counts)
     tables = PER_ID * (n_users + n_items)
@@ -326,7 +317,7 @@ def _grid(scan: _Scan, how: _How) -> tuple[int, int]:
             f"{n_items} items take {bytes_text(tables)}; raise memory_limit"
         )
     g = 2
-    while scan.spill.n > min(BLOCK_RATINGS, room) * g * g or scan.spill.n > STRIPE_RATINGS * g:
+    while scan.n > min(BLOCK_RATINGS, room) * g * g or scan.n > STRIPE_RATINGS * g:
         g *= 2
     return min(g, n_users), min(g, n_items)
 
@@ -335,10 +326,12 @@ class _Writer:
     """Sorts blocks and writes them, one Zarr chunk for each and array."""
 
     def __init__(
-        self, store: Store, prefix: str, data: Shuffled, scan: _Scan, how: _How, columns: Columns
-    ) -> None:
-        self.store, self.prefix, self.data, self.scan = store, prefix, data, scan
+        self, create: Create, data: Shuffled, scan: Scan, how: _How, columns: Columns,
+        scratch: Scratch, done: Mapping[int, tuple[int, float]],
+    ) -> None:  # fmt: skip
+        self.create, self.data, self.scan = create, data, scan
         self.how, self.columns = how, columns
+        self.scratch, self.done = scratch, done
         self.names: list[str] = []
 
     def write(self) -> dict[str, Any]:
@@ -347,7 +340,12 @@ class _Writer:
         threads = max(1, min(os.cpu_count() or 1, 4, self._blocks_at_once()))
         walks = self._create_blocks()
         with ThreadPoolExecutor(threads) as pool:
-            found = list(pool.map(lambda number: self._block(number, walks), range(p * q)))
+            tasks = [pool.submit(self._once, number, walks) for number in range(p * q)]
+            try:
+                found = [task.result() for task in tasks]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
         nnz = np.array([n for n, _ in found], np.int64)
         self._put("blocks/nnz", nnz)
         for name, side, ids in (
@@ -399,7 +397,7 @@ class _Writer:
 
     def _create(self, name: str, shape: tuple[int, ...], dtype: Any, rows: int) -> zarr.Array[Any]:
         self.names.append(name)
-        return create_array(self.store, self.prefix + name, shape, np.dtype(dtype), rows)
+        return self.create(name, shape, np.dtype(dtype), rows)
 
     def _put(self, name: str, values: np.ndarray) -> None:
         array = self._create(name, values.shape, values.dtype, max(min(len(values), 1 << 21), 1))
@@ -412,6 +410,14 @@ class _Writer:
         texts = [str(text).encode() for text in ids]
         self._put(f"{name}/id_utf8", np.frombuffer(b"".join(texts), np.uint8))
         self._put(f"{name}/id_ends", np.cumsum([len(text) for text in texts]))
+
+    def _once(self, number: int, walks: dict[str, dict[str, zarr.Array[Any]]]) -> tuple[int, float]:
+        """Write a block, if an earlier attempt did not, and note it."""
+        if number in self.done:
+            return self.done[number]
+        n, total = self._block(number, walks)
+        self.scratch.note(block=number, n=n, sum=total)
+        return n, total
 
     def _block(
         self, number: int, walks: dict[str, dict[str, zarr.Array[Any]]]
@@ -447,7 +453,7 @@ class _Writer:
         return merge_repeated(found, rows, same, mean=how == "mean")
 
     @staticmethod
-    def _id_at(side: Deal, ids: _Ids, block: int, local: int) -> Any:
+    def _id_at(side: Deal, ids: Ids, block: int, local: int) -> Any:
         code = int(np.flatnonzero(side.place == side.bounds[block] + local)[0])
         return ids.ids[code]
 

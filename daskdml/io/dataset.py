@@ -12,6 +12,7 @@ import numpy as np
 
 from daskdml.io import buffers
 from daskdml.io.chunks import ChunkReader, ReadStats
+from daskdml.io.identity import Identity, identity
 from daskdml.io.layout import PARTS, Opened, open_arrays, opened_arrays
 from daskdml.io.store import resolve_url
 from daskdml.io.views import Cut, RowView, Step, row_view
@@ -84,6 +85,11 @@ class Dataset:
         """A name of these very rows: another data set or view has another one."""
         text = repr((self._url, self._identity, self._steps))
         return f"dataset-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+    @property
+    def identity(self) -> Identity:
+        """What tells these rows from others in any process, also where others wrote the group."""
+        return [self.token, identity(self._arrays.X.array)]
 
     @property
     def n_rows(self) -> int:

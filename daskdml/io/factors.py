@@ -15,6 +15,7 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from daskdml.io.chunks import ChunkReader
+from daskdml.io.identity import Identity, array_digest, identity
 from daskdml.io.ratings import Side
 from daskdml.io.store import open_store, resolve_url, retrying
 
@@ -189,6 +190,15 @@ class FactorTable:
     def in_memory(self) -> bool:
         """Whether the rows are in this process's memory."""
         return isinstance(self.rows, np.ndarray)
+
+    @property
+    def identity(self) -> Identity:
+        """What tells these factors from others in any process."""
+        side = [array_digest(self.side.ids), array_digest(self.side.bounds), self.columns]
+        if isinstance(self.rows, np.ndarray):
+            return [*side, array_digest(self.rows)]
+        stored = identity(self.rows.store.array(self.rows.name))
+        return None if stored is None else [*side, self.rows.name, stored]
 
     def block(self, number: int) -> np.ndarray:
         """Rows of a block."""

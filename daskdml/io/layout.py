@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from daskdml.io.chunks import ChunkReader
-from daskdml.io.store import open_node, retrying
+from daskdml.io.store import open_node, retrying, unfinished
 
 __all__ = ["FORMAT", "PARTS", "Opened", "open_arrays", "opened_arrays"]
 
@@ -90,10 +90,7 @@ def _from_group(url: str, node: zarr.Group | zarr.Array[Any]) -> Opened:
             "update daskdml"
         )
     if own is not None and not own.get("complete"):
-        raise ValueError(
-            f"{url} is an unfinished data set: its writing is in progress or was cut off; wait "
-            "for it, or write it again with overwrite=True"
-        )
+        raise ValueError(unfinished(url))
     prefix = (own or {}).get("prefix", "")
     readers = {part: _reader(url, node, prefix + part, own is not None) for part in PARTS}
     X = readers["X"]

@@ -7,15 +7,17 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import zarr
 
 from daskdml.io.chunks import ChunkReader, ReadStats
+from daskdml.io.identity import array_digest
 from daskdml.io.layout import FORMAT
 from daskdml.io.split import draw_seed
-from daskdml.io.store import open_node, resolve_url, retrying
+from daskdml.io.store import open_node, resolve_url, retrying, unfinished
 from daskdml.kernels.ratings import RatingBlock, compress, draw
 from daskdml.units import bytes_text
 
@@ -170,6 +172,8 @@ def from_node(url: str, node: Any) -> Stored:
     """The arrays of a Zarr group of ratings, checked; `url` names it in errors."""
     attributes: dict[str, Any] = dict(node.attrs) if isinstance(node, zarr.Group) else {}
     own: dict[str, Any] = attributes.get("daskdml") or {}
+    if own.get("complete") is False:
+        raise ValueError(unfinished(url))
     if own.get("kind") != "ratings":
         raise ValueError(
             f"{url} holds no ratings; write them there with daskdml.io.convert_ratings(source, url)"
@@ -295,6 +299,18 @@ class Ratings:
     def has_time(self) -> bool:
         """Whether each rating has a timestamp."""
         return "by_user/time" in self.facts["arrays"]
+
+    @property
+    def content(self) -> list[Any]:
+        """What tells these ratings from others in any process."""
+        parts = [[p.by, p.size, p.seed, p.test] for p in self.parts]
+        if self.memory is None:
+            return [self.url, self.identity, parts]
+        found: list[Any] = []
+        for name, reader in sorted(self.memory.arrays.items()):
+            chunks = pairwise(reader.chunk_bounds)
+            found.append([name, [array_digest(reader.read(a, b)[0]) for a, b in chunks]])
+        return [found, parts]
 
     def bounds(self, walk: Walk) -> np.ndarray:
         """Where the blocks of users or items begin, (n_blocks + 1,)."""

@@ -73,6 +73,25 @@ def is_local(url: str) -> bool:
     return split_protocol(url)[0] is None
 
 
+def unfinished_folder(target: Path) -> Path:
+    """The hidden folder beside a local target in which it is written.
+
+    Examples
+    --------
+    >>> unfinished_folder(Path("/data/train.zarr")).name
+    '.train.zarr.unfinished'
+    """
+    return target.with_name(f".{target.name}.unfinished")
+
+
+def unfinished(url: str) -> str:
+    """What to tell who opens a target that is not whole."""
+    return (
+        f"{url} is unfinished: its writing is in progress or was cut off; wait for it, or make the "
+        "call that writes it again, which goes on from there"
+    )
+
+
 def _missing_package(url: str, error: ImportError) -> ImportError:
     protocol = str(split_protocol(url)[0])
     extra = _EXTRAS.get(protocol)
@@ -186,6 +205,8 @@ def open_node(
     try:
         return retrying(lambda: zarr.open(store, mode="r"), f"opening {url}")
     except (FileNotFoundError, NodeNotFoundError) as error:
+        if is_local(url) and unfinished_folder(Path(os.path.realpath(url))).exists():
+            raise FileNotFoundError(unfinished(url)) from error
         if is_local(url) and Path(url).exists():
             found = "is there, but holds no Zarr group or array (no zarr.json)"
         else:
