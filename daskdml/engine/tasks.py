@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from daskdml.engine.cache import PINNED
 from daskdml.engine.place import Allotment, compute_permit, leave_slot, tell, worker_name
 from daskdml.io import buffers
 from daskdml.io.dask_rows import DaskSource
+from daskdml.io.identity import identity
+from daskdml.io.states import digest
 from daskdml.kernels.block import Block
 from daskdml.kernels.targets import DataError, check_targets
 
@@ -82,15 +83,7 @@ class Loaded:
 
 def identify(block: Block) -> tuple[str, ...]:
     """Hexadecimal digits that tell a block's rows from others; tuples of them add."""
-    found = hashlib.sha256()
-    for part in (block.X, block.y, block.sample_weight):
-        if part is None:
-            found.update(b"none")
-        elif part.dtype == object:
-            found.update(repr(part.tolist()).encode())
-        else:
-            found.update(np.ascontiguousarray(part).data)
-    return (found.hexdigest(),)
+    return (digest([identity(part) for part in (block.X, block.y, block.sample_weight)]),)
 
 
 @dataclass(frozen=True)
