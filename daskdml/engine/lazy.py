@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -16,7 +16,7 @@ from daskdml.engine.memory import Needs
 from daskdml.engine.run import Engine
 from daskdml.io.arrays import create_array
 from daskdml.io.sources import AnySource, DaskSource, Source
-from daskdml.io.store import open_store, resolve_url, retrying
+from daskdml.io.store import object_name, open_store, resolve_url, retrying
 from daskdml.kernels.block import Block
 from daskdml.kernels.targets import DataError, explain
 
@@ -90,10 +90,9 @@ class WriteRows:
     def __call__(self, block: Block) -> int:
         """Write the block's rows."""
         rows = self.fn(block.X)
-        array = zarr.open_array(open_store(self.url, self.options, read_only=False), mode="r+")
-        stop = block.start + block.n_rows
-        what = f"writing rows {block.start}:{stop} of {self.url}"
-        retrying(lambda: array.__setitem__(slice(block.start, stop), rows), what)
+        where = slice(block.start, block.start + block.n_rows)
+        what = f"writing rows {where.start}:{where.stop} of {self.url}"
+        retrying(lambda: _open(self.url, self.options, "r+").__setitem__(where, rows), what)
         return 1
 
 
@@ -137,15 +136,24 @@ def stream_rows(
     token = tokenize(source.token, fn)
     array, done = _resume(url, options, (n, *sample.shape[1:]), sample.dtype, rows, token)
     if names is not None and "class_names" not in array.attrs:
-        array.attrs["class_names"] = names
+        _note(array, url, class_names=names)
     starts = [a for i, a in enumerate(range(0, n, rows)) if i not in done]
     if starts:
         groups = [Group(a // rows, a, min(a + rows, n)) for a in starts]
         needs = Needs(work=rows * 16 * (1 + sample[0].size))
         with engine.open(source, needs, once=True) as data:
             data.single_pass(WriteRows(fn, url, options), "predict", groups, ("X",))
-    array.attrs["complete"] = True
-    return zarr.open_array(open_store(url, options), mode="r")
+    _note(array, url, complete=True)
+    return retrying(lambda: _open(url, options, "r"), f"opening {url}")
+
+
+def _open(url: str, options: Any, mode: Literal["r", "r+"]) -> zarr.Array[Any]:
+    return zarr.open_array(open_store(url, options, read_only=mode == "r"), mode=mode)
+
+
+def _note(array: zarr.Array[Any], url: str, **facts: Any) -> None:
+    """Add to the array's attributes."""
+    retrying(lambda: array.update_attributes(facts), f"writing attributes of {url}")
 
 
 def _resume(
@@ -154,19 +162,19 @@ def _resume(
     """The output array, new or as an earlier attempt left it, and the chunks it has."""
     store = open_store(url, options, read_only=False)
     try:
-        array = zarr.open_array(store, mode="r+")
+        array = retrying(lambda: zarr.open_array(store, mode="r+"), f"opening {url}")
     except (FileNotFoundError, KeyError, ValueError):
-        if not sync(store.is_empty("")):
+        if not retrying(lambda: sync(store.is_empty("")), f"listing {url}"):
             raise FileExistsError(
                 f"{url} holds something that is no Zarr array of predictions; choose another out= "
                 "or remove it"
             ) from None
         array = create_array(store, "", shape, dtype, rows)
-        array.attrs["predictions"] = token
+        _note(array, url, predictions=token)
         return array, set()
     done = {i for i in range(-(-shape[0] // rows)) if _has_chunk(store, i, len(shape))}
     if "predictions" not in array.attrs and not done and array.shape == shape:
-        array.attrs["predictions"] = token  # an attempt that ended before it could say what it is
+        _note(array, url, predictions=token)  # an attempt that ended before it could say so
     if array.attrs.get("predictions") != token:
         raise FileExistsError(
             f"{url} holds an array of another model or of other rows; choose another out= or "
@@ -177,4 +185,4 @@ def _resume(
 
 def _has_chunk(store: Any, index: int, ndim: int) -> bool:
     key = "/".join(["c", str(index), *["0"] * (ndim - 1)])
-    return bool(sync(store.exists(key)))
+    return bool(retrying(lambda: sync(store.exists(key)), f"looking for {object_name(store, key)}"))

@@ -11,7 +11,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
 
-from daskdml.io.store import retrying
+from daskdml.io.store import object_name, retrying
 
 __all__ = ["CHUNK_BYTES", "COMPRESSOR", "Labels", "RowWriter", "create_array", "default_chunks"]
 
@@ -67,7 +67,7 @@ def create_array(
             config={"write_empty_chunks": True},  # a missing chunk is damage, never a zero
             overwrite=True,  # of what an attempt cut off by a transient error left
         ),
-        f"creating array {name} in {store}",
+        f"creating the array {object_name(store, name)}",
     )
 
 
