@@ -189,10 +189,10 @@ def checkpoints(work: Workload, folder: Path, runs: int) -> list[Row]:
         for where, every in (("nowhere", "-"), ("disk", "60s"), ("disk", "1s"), ("s3", "1s")):
             keep = {"where": where, "every": "60s" if every == "-" else every}
             result = median_run(runs, "daskdml_checkpointed", path=path, work=name, **keep)
-            told = "no checkpoints" if where == "nowhere" else (
-                f"every {every} on {where}: {result['written']} of "
-                f"{result['nbytes'] / 1e6:.2f} MB; called again once it has ended: {result['resume']:.2f} s"
-            )  # fmt: skip
+            told = "no checkpoints"
+            if where != "nowhere":
+                size = f"{result['written']} of {result['nbytes'] / 1e6:.2f} MB"
+                told = f"every {every} on {where}: {size}; once more: {result['resume']:.2f} s"
             _add(rows, f"{name}, {told}", result)
     return rows
 

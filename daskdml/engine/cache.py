@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 ABANDONED_AFTER = 600.0  # seconds without a use, after which a fit's blocks may be dropped
+DROPPED = 256  # ended fits that are remembered
 
 
 @dataclass
@@ -44,6 +46,7 @@ class BlockCache:
         self._lock = threading.Lock()
         self._cap: int | None = None
         self._shelves: dict[str, _Shelf] = {}
+        self._dropped: deque[str] = deque(maxlen=DROPPED)
 
     def get(self, token: str, key: Any) -> Any | None:
         """The pinned block, or None."""
@@ -58,6 +61,8 @@ class BlockCache:
         """Pin a block if the fit's budget (bytes in this process) has room; tell if it did."""
         now = time.monotonic()
         with self._lock:
+            if token in self._dropped:
+                return False
             for old in [t for t, s in self._shelves.items() if now - s.touched > ABANDONED_AFTER]:
                 del self._shelves[old]
             shelf = self._shelves.setdefault(token, _Shelf())
@@ -79,11 +84,12 @@ class BlockCache:
                     shelf.used -= shelf.blocks.popitem()[1][1]
 
     def drop(self, token: str) -> None:
-        """Forget a fit's blocks."""
+        """Forget a fit's blocks, and take no more of them: a task may still be reading one."""
         with self._lock:
             self._shelves.pop(token, None)
             if len(self._shelves) <= 1:
                 self._cap = None
+            self._dropped.append(token)
 
 
 PINNED = BlockCache()

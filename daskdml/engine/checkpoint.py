@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -195,10 +196,9 @@ class Checkpoints:
             self._fs.pipe_file(target, data)
 
     def _remove(self, name: str) -> None:
-        try:
-            self._fs.rm_file(f"{self._path}/{name}")
-        except FileNotFoundError:
-            return
+        target, what = f"{self._path}/{name}", f"removing {self.place.url}/{name}"
+        with contextlib.suppress(FileNotFoundError):
+            retrying(lambda: self._fs.rm_file(target), what)
 
 
 def _folder(place: CheckpointPlace) -> tuple[Any, str]:

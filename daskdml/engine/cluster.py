@@ -225,7 +225,7 @@ class Cluster:
                 with suppress(queue.Empty):
                     record = heard.get(timeout=TICK)
                     if record is not None:
-                        if record.token == self._token:
+                        if record.graph == graph.name:
                             self._watch.heard_of(record.worker)
                         told(record)
                 self._watch.mind()

@@ -14,7 +14,7 @@ from dask.base import TokenizationError, tokenize
 from daskdml.engine.graphs import Group
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Engine
-from daskdml.io.arrays import array_at_root
+from daskdml.io.arrays import apart, array_at_root
 from daskdml.io.journal import finished_chunks, run_of
 from daskdml.io.sources import AnySource, DaskSource, Source
 from daskdml.io.staging import Staging, stage
@@ -93,7 +93,8 @@ class WriteRows:
         rows = self.fn(block.X)
         stop = block.start + block.n_rows
         what = f"writing rows {block.start}:{stop} of {self.array.store_path}"
-        retrying(lambda: self.array.__setitem__(slice(block.start, stop), rows), what)
+        array = apart(self.array)  # a store keeps what it has opened, and tasks change nothing
+        retrying(lambda: array.__setitem__(slice(block.start, stop), rows), what)
         return 1
 
 
@@ -181,7 +182,10 @@ def _whole(url: str, options: Any, run: str | None) -> zarr.Array[Any] | None:
     """The predictions that are at a URL already, None where there is no array."""
     store = open_store(url, options, read_only=False)
     try:
-        array = zarr.open_array(store, mode="r+", config={"write_empty_chunks": True})
+        array = retrying(
+            lambda: zarr.open_array(store, mode="r+", config={"write_empty_chunks": True}),
+            f"opening {url}",
+        )
     except (FileNotFoundError, KeyError, ValueError):
         return None
     if run is None or array.attrs.get("predictions") != run:

@@ -205,7 +205,7 @@ class Opened(ABC):
         began = time.time()
 
         def told(record: tasks.BlockRecord) -> None:
-            if record.token == self.token and record.index not in seen:
+            if record.graph == graph.name and record.index not in seen:
                 seen.add(record.index)
                 self._block_end(label, record)
 

@@ -235,10 +235,9 @@ class Data(Opened):
         groups = self.groups if groups is None else groups
         done = self.journal.begin(label)
         value, totals = done.value, done.totals
-        for n, segment in enumerate(_batched(groups, SEGMENT_GROUPS), 1):
-            if n <= done.segments:
-                continue
-            self._start(label, len(groups), sum(g.rows for g in groups))
+        left = groups[done.segments * SEGMENT_GROUPS :]
+        for n, segment in enumerate(_batched(left, SEGMENT_GROUPS), done.segments + 1):
+            self._start(label, len(left), sum(g.rows for g in left))
             lanes, places = self._lanes(segment)
             read, self._recalled = self._read(parts), self._held(lanes, places)
             prefetch, held = self.plan.prefetch, self._recalled
@@ -295,13 +294,13 @@ class Data(Opened):
             The last s + 1 states after the rounds.
         totals : PassTotals
         """
-        visited = [g for row in schedule for g in row if g is not None]
         done = self.journal.begin(label)
         totals, states = done.totals, list(states if done.value is None else done.value)
         replicas = max(len(row) for row in schedule)
-        for n, segment in enumerate(_batched(schedule, max(1, SEGMENT_GROUPS // replicas)), 1):
-            if n <= done.segments:
-                continue
+        rounds = max(1, SEGMENT_GROUPS // replicas)
+        left = schedule[done.segments * rounds :]
+        visited = [g for row in left for g in row if g is not None]
+        for n, segment in enumerate(_batched(left, rounds), done.segments + 1):
             self._start(label, len(visited), sum(g.rows for g in visited))
             slots = self._slots()
             places = [slots[k * len(slots) // replicas % len(slots)] for k in range(replicas)]

@@ -187,7 +187,8 @@ class Sweeps(Opened):
             )  # fmt: skip
             lanes[key] = at
         kept = [(name, tile.index) for tile in tiles]
-        value, steps, totals = self._swept(name, graph, lanes, len(tiles), len(tiles), kept, label)
+        self._start(label, len(tiles) + len(others), 2 * self.n_rows)  # the other half follows
+        value, steps, totals = self._swept(name, graph, lanes, len(tiles), kept, label)
         return value, Held(steps, stored), totals
 
     def strata(
@@ -256,13 +257,14 @@ class Sweeps(Opened):
             graph[kept[-1]] = Task(kept[-1], factor_tasks.pick, ref, 0)
             lanes[kept[-1]] = k
         kept += [known[-1].key for known in versions]
-        value, steps, totals = self._swept(name, graph, lanes, n, n * n, kept, label)
+        self._start(label, n * n, self.n_rows)
+        value, steps, totals = self._swept(name, graph, lanes, n, kept, label)
         self._forget(*old)
         return value, Held(steps[:n], names[0]), Held(steps[n:], names[1]), totals
 
     def _swept(
-        self, name: str, graph: dict[Any, Any], lanes: dict[Any, int], n: int, n_blocks: int,
-        kept: list[Any], label: str,
+        self, name: str, graph: dict[Any, Any], lanes: dict[Any, int], n: int, kept: list[Any],
+        label: str,
     ) -> tuple[Any, list[Any], PassTotals]:  # fmt: skip
         """Run the graph of a sweep: the sum of what its steps found, and the factors it leaves."""
         parts = []
@@ -272,9 +274,10 @@ class Sweeps(Opened):
             lanes[part] = lanes[key]
             parts.append(part)
         graph |= tree(f"{name}-sum", parts)
-        self._start(label, n_blocks, self.n_rows)
-        whole = Graph(graph, [(f"{name}-sum", -1)], lanes, kept)
+        whole = Graph(graph, [(f"{name}-sum", -1)], lanes, kept, name)
         (part, *steps), totals = self._run(whole, self._places(n), label)
+        if self.store is not None:  # a lost one could not be made again once the old ones are gone
+            steps = [Step(s.factors) for s in self.runner.fetch(steps)]
         self.totals = self.totals + totals
         return part.value, steps, totals
 
@@ -302,7 +305,7 @@ class Sweeps(Opened):
             parts.append(key)
         graph |= tree(f"{name}-sum", parts)
         self._start(label, len(parts), self.n_rows)
-        whole = Graph(graph, [(f"{name}-sum", -1)], lanes)
+        whole = Graph(graph, [(f"{name}-sum", -1)], lanes, name=name)
         (part,), totals = self._run(whole, self._places(len(parts)), label)
         return part.value, totals
 
@@ -371,7 +374,7 @@ class Sweeps(Opened):
         """How ratings are read; those of the fit stay in memory as far as there is room."""
         key = f"{name}-how"
         budget = self.pinnable() if ratings is None and not self.ratings.in_memory else None
-        how = ReadTiles(ratings or self.ratings, self.token, budget, self.plan.spare)
+        how = ReadTiles(ratings or self.ratings, self.token, budget, self.plan.spare, name)
         graph.setdefault(key, DataNode(key, how))
         return TaskRef(key)
 

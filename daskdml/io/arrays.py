@@ -13,13 +13,14 @@ from zarr.codecs import BloscCodec
 from zarr.storage import MemoryStore, StorePath
 
 from daskdml.io.staging import Staging
-from daskdml.io.store import retrying
+from daskdml.io.store import object_name, retrying
 
 __all__ = [
     "CHUNK_BYTES",
     "COMPRESSOR",
     "Labels",
     "RowWriter",
+    "apart",
     "array_at_root",
     "create_array",
     "default_chunks",
@@ -78,7 +79,7 @@ def create_array(
             config={"write_empty_chunks": True},  # a missing chunk is damage, never a zero
             overwrite=True,  # of what an attempt cut off by a transient error left
         ),
-        f"creating array {name} in {store}",
+        f"creating the array {object_name(store, name)}",
     )
 
 
@@ -104,6 +105,13 @@ def _left_array(store: Store, path: str) -> zarr.Array[Any] | None:
         )
     except (FileNotFoundError, KeyError, ValueError):
         return None
+
+
+def apart(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """The same array, to be written through a store object of its own."""
+    path = array.store_path
+    store = path.store.with_read_only(False)
+    return zarr.Array(replace(array._async_array, store_path=StorePath(store, path.path)))
 
 
 def array_at_root(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -100,7 +101,7 @@ class FactorStore:
             If something else is at the URL.
         """
         store = open_store(self.url, self.options, read_only=False)
-        if not sync(store.is_empty("")):
+        if not retrying(lambda: sync(store.is_empty("")), f"listing {self.url}"):
             known = self._attributes(store)
             finished = {"user", "item"} <= set(known)
             if fit is None or known.get("fit") != fit or (anew and finished):
@@ -109,8 +110,8 @@ class FactorStore:
                 )
             return
         facts = {"kind": "factors"} | ({} if fit is None else {"fit": fit})
-        retrying(
-            lambda: zarr.create_group(store, attributes={"daskdml": facts}),
+        retrying(  # over what an attempt wrote whose answer was lost
+            lambda: zarr.create_group(store, attributes={"daskdml": facts}, overwrite=True),
             f"creating {self.url}",
         )
 
@@ -137,10 +138,13 @@ class FactorStore:
     def array(self, name: str, write: bool = False) -> zarr.Array[Any]:
         """Open an array."""
         store = open_store(self.url, self.options, read_only=not write)
-        return retrying(
-            lambda: zarr.open_array(store, path=name, mode="r+" if write else "r"),
-            f"opening {name} of {self.url}",
-        )
+        # Zarr's own error cannot be sent from a worker: it does not unpickle everywhere.
+        with contextlib.suppress(FileNotFoundError):
+            return retrying(
+                lambda: zarr.open_array(store, path=name, mode="r+" if write else "r"),
+                f"opening {name} of {self.url}",
+            )
+        raise FileNotFoundError(f"{self.url} has no factors {name}; fit again")
 
     def names(self) -> list[str]:
         """Of the arrays there are."""
@@ -152,17 +156,21 @@ class FactorStore:
     def remove(self, name: str) -> None:
         """Remove an array."""
         store = open_store(self.url, self.options, read_only=False)
-        sync(store.delete_dir(name))
+        retrying(lambda: sync(store.delete_dir(name)), f"removing {name} of {self.url}")
 
     def discard(self) -> None:
         """Remove everything."""
-        sync(open_store(self.url, self.options, read_only=False).delete_dir(""))
+        self.remove("")
 
     def note(self, **facts: Any) -> None:
         """Add to the group's attributes."""
         store = open_store(self.url, self.options, read_only=False)
-        group = zarr.open_group(store, mode="r+")
-        group.attrs["daskdml"] = {**group.attrs["daskdml"], **facts}  # type: ignore[dict-item]
+
+        def write() -> None:
+            group = zarr.open_group(store, mode="r+")
+            group.attrs["daskdml"] = {**group.attrs["daskdml"], **facts}  # type: ignore[dict-item]
+
+        retrying(write, f"writing attributes of {self.url}")
 
 
 @dataclass(frozen=True)
