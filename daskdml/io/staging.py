@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import zarr
-from dask import config
 from fsspec import AbstractFileSystem
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
@@ -44,13 +43,14 @@ class Staging(Protocol):
         Where to create the arrays.
     prefix : str
         What their names begin with, "" or a folder ending in "/".
-    scratch : Path
-        A folder of this machine that stays with the arrays until they are committed.
     """
 
     store: Store
     prefix: str
-    scratch: Path
+
+    @property
+    def scratch(self) -> Path:
+        """A folder of this machine that stays with the arrays until they are committed."""
 
     @property
     def resumed(self) -> bool:
@@ -180,7 +180,10 @@ class _LocalStaging(_Staging):
             path.unlink()
         self.store: Store = LocalStore(self._tmp)
         self.prefix = ""
-        self.scratch = folder / "scratch"
+
+    @property
+    def scratch(self) -> Path:
+        return self._tmp.parent / "scratch"
 
     def _check(self) -> None:
         occupied = os.path.lexists(self._target)
@@ -251,9 +254,13 @@ class _RemoteStaging(_Staging):
             self._clear(old, root)
             left.begin(prefix=f"data-{left.token}/" if old and not at_root else "")
         self.prefix = str(left.facts["prefix"])
-        self.scratch = _scratch_of(url)
+        self._url = url
         if not self._keep:
             _put_root(self.store, {"daskdml": {"format": 1, "complete": False}})
+
+    @property
+    def scratch(self) -> Path:
+        return _scratch_of(self._url)
 
     def _clear(self, old: set[str], root: Mapping[str, Any]) -> None:
         """Remove what other runs left: all, or the folders that a data set there does not name."""
@@ -311,6 +318,8 @@ class _RemoteStaging(_Staging):
 
 def _scratch_of(url: str) -> Path:
     """The scratch folder of a target that is not on local disk: see docs/reliability.md."""
+    from dask import config
+
     base = config.get("temporary-directory", None) or tempfile.gettempdir()
     name = sha256(url.encode()).hexdigest()[:16]
     return Path(base) / f"daskdml-{os.getuid()}" / name
