@@ -175,9 +175,13 @@ class _LocalStaging(_Staging):
         self._left = left = self._allowed(lambda: LocalLeftover(folder, run, url))
         self._tmp = folder / left.token
         self._old = self._target.with_name(f".{self._target.name}.old-{left.token}")
-        self._tmp.mkdir(exist_ok=True)
-        for path in self._tmp.rglob("*.partial"):  # objects whose writer was killed
-            path.unlink()
+        try:
+            self._tmp.mkdir(exist_ok=True)
+            for path in self._tmp.rglob("*.partial"):  # objects whose writer was killed
+                path.unlink()
+        except BaseException:
+            left.release()
+            raise
         self.store: Store = LocalStore(self._tmp)
         self.prefix = ""
 
@@ -247,14 +251,23 @@ class _RemoteStaging(_Staging):
         self._keep = old if old and not begun else set()
         is_zarr = bool(old & {"zarr.json", ".zgroup"})
         _check_target(url, bool(self._keep), is_zarr, overwrite)
-        self._left = left = RemoteLeftover(self._fs, f"{self._path}/{LEFTOVER}", run, url)
+        self._left = RemoteLeftover(self._fs, f"{self._path}/{LEFTOVER}", run, url)
+        self._url = url
+        try:
+            self._begin(old, root, at_root)
+        except BaseException:
+            self._left.release()
+            raise
+        self.prefix = str(self._left.facts["prefix"])
+
+    def _begin(self, old: set[str], root: Mapping[str, Any], at_root: bool) -> None:
+        """Make ready to write, anew where no attempt at this run is there."""
+        left = self._left
         if left.resumed and self._keep and left.facts["prefix"] == root.get("prefix", ""):
             left.forget()  # it was committed, and cut off while it tidied up
         if not left.resumed:
             self._clear(old, root)
             left.begin(prefix=f"data-{left.token}/" if old and not at_root else "")
-        self.prefix = str(left.facts["prefix"])
-        self._url = url
         if not self._keep:
             _put_root(self.store, {"daskdml": {"format": 1, "complete": False}})
 
