@@ -9,7 +9,6 @@ chunks are there, each put in one piece.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -149,6 +148,14 @@ def _parsed(text: bytes) -> dict[str, Any]:
     return {}
 
 
+def _hold(file: int) -> None:
+    """Lock an open file, where the system has such locks; BlockingIOError if another one holds."""
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 class LocalLeftover:
     """A hidden folder beside a local target, locked by the operating system while it is written.
 
@@ -193,7 +200,7 @@ class LocalLeftover:
             with contextlib.suppress(FileNotFoundError):
                 lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT)
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _hold(lock)
                 except BlockingIOError:
                     os.close(lock)
                     raise _busy(url, self._read()) from None
@@ -265,10 +272,14 @@ class RemoteLeftover:
         self.facts: dict[str, Any] = found["facts"] if self.resumed else {}
         self._record: dict[str, Any] = {"format": 1, "run": run if self.resumed else None}
         self._stop = threading.Event()
-        _HERE.add(self._owner)
-        self._put()
-        self.confirm()
         self._heart = threading.Thread(target=self._live, name="daskdml-writes", daemon=True)
+        _HERE.add(self._owner)
+        try:
+            self._put()
+            self.confirm()
+        except BaseException:
+            _HERE.discard(self._owner)
+            raise
         self._heart.start()
 
     def forget(self) -> None:

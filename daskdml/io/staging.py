@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import zarr
-from dask import config
 from fsspec import AbstractFileSystem
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
@@ -44,13 +43,14 @@ class Staging(Protocol):
         Where to create the arrays.
     prefix : str
         What their names begin with, "" or a folder ending in "/".
-    scratch : Path
-        A folder of this machine that stays with the arrays until they are committed.
     """
 
     store: Store
     prefix: str
-    scratch: Path
+
+    @property
+    def scratch(self) -> Path:
+        """A folder of this machine that stays with the arrays until they are committed."""
 
     @property
     def resumed(self) -> bool:
@@ -175,12 +175,19 @@ class _LocalStaging(_Staging):
         self._left = left = self._allowed(lambda: LocalLeftover(folder, run, url))
         self._tmp = folder / left.token
         self._old = self._target.with_name(f".{self._target.name}.old-{left.token}")
-        self._tmp.mkdir(exist_ok=True)
-        for path in self._tmp.rglob("*.partial"):  # objects whose writer was killed
-            path.unlink()
+        try:
+            self._tmp.mkdir(exist_ok=True)
+            for path in self._tmp.rglob("*.partial"):  # objects whose writer was killed
+                path.unlink()
+        except BaseException:
+            left.release()
+            raise
         self.store: Store = LocalStore(self._tmp)
         self.prefix = ""
-        self.scratch = folder / "scratch"
+
+    @property
+    def scratch(self) -> Path:
+        return self._tmp.parent / "scratch"
 
     def _check(self) -> None:
         occupied = os.path.lexists(self._target)
@@ -244,16 +251,29 @@ class _RemoteStaging(_Staging):
         self._keep = old if old and not begun else set()
         is_zarr = bool(old & {"zarr.json", ".zgroup"})
         _check_target(url, bool(self._keep), is_zarr, overwrite)
-        self._left = left = RemoteLeftover(self._fs, f"{self._path}/{LEFTOVER}", run, url)
+        self._left = RemoteLeftover(self._fs, f"{self._path}/{LEFTOVER}", run, url)
+        self._url = url
+        try:
+            self._begin(old, root, at_root)
+        except BaseException:
+            self._left.release()
+            raise
+        self.prefix = str(self._left.facts["prefix"])
+
+    def _begin(self, old: set[str], root: Mapping[str, Any], at_root: bool) -> None:
+        """Make ready to write, anew where no attempt at this run is there."""
+        left = self._left
         if left.resumed and self._keep and left.facts["prefix"] == root.get("prefix", ""):
             left.forget()  # it was committed, and cut off while it tidied up
         if not left.resumed:
             self._clear(old, root)
             left.begin(prefix=f"data-{left.token}/" if old and not at_root else "")
-        self.prefix = str(left.facts["prefix"])
-        self.scratch = _scratch_of(url)
         if not self._keep:
             _put_root(self.store, {"daskdml": {"format": 1, "complete": False}})
+
+    @property
+    def scratch(self) -> Path:
+        return _scratch_of(self._url)
 
     def _clear(self, old: set[str], root: Mapping[str, Any]) -> None:
         """Remove what other runs left: all, or the folders that a data set there does not name."""
@@ -311,6 +331,8 @@ class _RemoteStaging(_Staging):
 
 def _scratch_of(url: str) -> Path:
     """The scratch folder of a target that is not on local disk: see docs/reliability.md."""
+    from dask import config
+
     base = config.get("temporary-directory", None) or tempfile.gettempdir()
     name = sha256(url.encode()).hexdigest()[:16]
     return Path(base) / f"daskdml-{os.getuid()}" / name

@@ -308,3 +308,20 @@ def test_rows_are_told_apart():
     runs = [_run(kind, 10) for kind in kinds]
     assert all(a != b for a, b in itertools.combinations(runs, 2))
     assert _run(np.asfortranarray(X), 10) == runs[0]
+
+
+def test_a_store_that_fails_at_the_start_can_be_tried_again(monkeypatch):
+    """An error before the first block does not make this process a writer for ever."""
+    url, failing = "full://start.zarr", []
+    put = Full.pipe_file
+
+    def fail(self, path, value, mode="overwrite", **kwargs):
+        if path.endswith("zarr.json") and not failing:
+            failing.append(path)
+            raise OSError(28, "No space left on device")
+        put(self, path, value, mode=mode, **kwargs)
+
+    monkeypatch.setattr(Full, "pipe_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_dataset(url, X[:50], chunks=10)
+    assert failing and len(write_dataset(url, X[:50], chunks=10)) == 50

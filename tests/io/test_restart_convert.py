@@ -218,20 +218,20 @@ def test_an_error_in_the_ratings_leaves_nothing(frame, tmp_path):
 
 def test_ctrl_c_and_another_call(frame, tmp_path, monkeypatch):
     """After Ctrl-C another call begins anew, and takes nothing of what was left."""
-    from daskdml.io.convert import _Writer
+    from daskdml.io.rating_blocks import BlockWriter
 
-    once = _Writer._once
+    once = BlockWriter._once
 
     def stop(self, number, walks):
         if number == 10:
             raise KeyboardInterrupt
         return once(self, number, walks)
 
-    monkeypatch.setattr(_Writer, "_once", stop)
+    monkeypatch.setattr(BlockWriter, "_once", stop)
     with pytest.raises(KeyboardInterrupt):
         convert_ratings(frame, tmp_path / "a.zarr", **TIMES)
     assert os.listdir(tmp_path) == [".a.zarr.unfinished"]
-    monkeypatch.setattr(_Writer, "_once", once)
+    monkeypatch.setattr(BlockWriter, "_once", once)
     other = frame.assign(rating=frame.rating.to_numpy()[::-1])
     convert_ratings(other, tmp_path / "a.zarr", **TIMES)
     convert_ratings(other, tmp_path / "b.zarr", **TIMES)
