@@ -109,9 +109,9 @@ def _left_array(store: Store, path: str) -> zarr.Array[Any] | None:
 
 def apart(array: zarr.Array[Any]) -> zarr.Array[Any]:
     """The same array, to be written through a store object of its own."""
-    path = array.store_path
-    store = path.store.with_read_only(False)
-    return zarr.Array(replace(array._async_array, store_path=StorePath(store, path.path)))
+    inner, where = array.async_array, array.store_path
+    path = StorePath(where.store.with_read_only(False), where.path)
+    return zarr.Array(type(inner)(inner.metadata, path, inner.config))
 
 
 def array_at_root(

@@ -13,6 +13,7 @@ from fsspec import AbstractFileSystem
 from zarr.storage import FsspecStore, LocalStore
 
 from daskdml.io import checks
+from daskdml.io.store import retrying
 
 __all__ = ["Identity", "array_digest", "file_stamp", "identity"]
 
@@ -49,7 +50,7 @@ def array_digest(array: np.ndarray) -> list[Any]:
 
 def file_stamp(fs: AbstractFileSystem, path: str) -> list[Any]:
     """Name, size and time (or tag) of a file, as its file system tells them."""
-    facts = fs.info(path)
+    facts = retrying(lambda: fs.info(path), f"looking at {path}")
     return [path, *[[key, str(facts[key])] for key in _STAMPS if facts.get(key) is not None]]
 
 

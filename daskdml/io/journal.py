@@ -17,7 +17,7 @@ import shutil
 import socket
 import threading
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -310,7 +310,8 @@ class RemoteLeftover:
         """Remove it."""
         self._end()
         with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(self._folder, recursive=True)
+            remove = partial(self._fs.rm, self._folder, recursive=True)
+            retrying(remove, f"removing {self._folder}")
 
     def _end(self) -> None:
         self._stop.set()

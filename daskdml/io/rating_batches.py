@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from fsspec import AbstractFileSystem
 from fsspec.utils import infer_compression
 
 from daskdml.io.identity import Identity, array_digest, file_stamp, identity
 from daskdml.io.ratings import as_ids
-from daskdml.io.store import filesystem, is_local, resolve_url
+from daskdml.io.store import filesystem, is_local, resolve_url, retrying
 
 __all__ = ["Batch", "Columns", "Position", "rating_batches", "source_identity"]
 
@@ -121,7 +122,7 @@ def source_identity(source: Any, columns: Columns, options: Any) -> Identity:
         for path in _paths(source, options):
             fs, inside = filesystem(path, options)
             fs.invalidate_cache()
-            found.append(file_stamp(fs, inside) if fs.exists(inside) else [path])
+            found.append(file_stamp(fs, inside) if _exists(fs, inside) else [path])
         return ["files", found]
     if hasattr(source, "partitions") and hasattr(source, "columns"):
         return identity(source)
@@ -216,6 +217,10 @@ def _paths(source: Any, options: Any) -> list[str]:
     return found
 
 
+def _exists(fs: AbstractFileSystem, inside: str) -> bool:
+    return bool(retrying(lambda: fs.exists(inside), f"looking for {inside}"))
+
+
 def _file(path: str, columns: Columns, options: Any, begin: Position) -> Iterator[_Piece]:
     try:
         import pyarrow.dataset
@@ -224,7 +229,7 @@ def _file(path: str, columns: Columns, options: Any, begin: Position) -> Iterato
             f"reading {path} needs pyarrow: pip install 'daskdml[arrow]', or give arrays"
         ) from error
     fs, inside = filesystem(path, options)
-    if not fs.exists(inside):
+    if not _exists(fs, inside):
         raise FileNotFoundError(f"{path} does not exist; check the URL")
     if not path.endswith(_ARROW):
         yield from _csv(path, fs, inside, columns, begin)

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -307,7 +308,9 @@ class _RemoteStaging(_Staging):
 
     def _remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(f"{self._path}/{name}".rstrip("/"), recursive=True)
+            path = f"{self._path}/{name}".rstrip("/")
+            with contextlib.suppress(FileNotFoundError):
+                retrying(partial(self._fs.rm, path, recursive=True), f"removing {path}")
 
     def commit(self, attributes: Mapping[str, Any], array: zarr.Array[Any] | None = None) -> None:
         self._left.confirm()
