@@ -218,9 +218,9 @@ def _pointer(fs: Any, path: str, url: str) -> tuple[dict[str, Any], list[dict[st
     try:
         pointer = json.loads(text)
         fit, listed = dict(pointer["fit"]), list(pointer["checkpoints"])
-        if not all(_NAME.fullmatch(entry["name"]) for entry in listed):
-            raise ValueError("names that no checkpoint has")
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(_NAME.fullmatch(e["name"]) and type(e["number"]) is int for e in listed):
+            raise ValueError("names or numbers that no checkpoint has")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{name} is no list of checkpoints; name another URL, or remove it"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -17,10 +18,22 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from daskdml.io import buffers
-from daskdml.io.codecs import codec_name, decode_into, with_fast_codecs
+from daskdml.io.codecs import (
+    check_codecs,
+    check_encoded,
+    codec_name,
+    decode_into,
+    with_fast_codecs,
+)
 from daskdml.io.store import object_name, retrying
 
 __all__ = ["ChunkError", "ChunkReader", "ReadStats", "row_bounds"]
+
+MOST_CHUNKS = 10_000_000
+"""Chunks of an array: more are taken for damage, or for ill will."""
+
+MOST_CHUNK_BYTES = 2**46
+"""Decoded bytes of a chunk, likewise."""
 
 FETCHES = 4
 """Chunks of one read that are fetched at the same time from a remote store."""
@@ -107,11 +120,23 @@ class ChunkReader:
         self.array = array
         self.strict = strict
         self.shape: tuple[int, ...] = tuple(int(n) for n in array.shape)
+        name = object_name(array.store_path.store, array.store_path.path)
+        check_codecs(array, name)
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
         self.chunk_rows = max(int((array.shards or array.chunks)[0]), 1)
-        self._codec = codec_name(array)
+        if self.shape[0] > MOST_CHUNKS * self.chunk_rows:
+            raise ValueError(
+                f"{name} has {self.shape[0]} rows in chunks of {self.chunk_rows}; at most "
+                f"{MOST_CHUNKS} chunks are read: write the array in larger ones"
+            )
         self._row_shape = self.shape[1:]
-        self._row_nbytes = int(np.prod(self._row_shape, dtype=np.int64)) * self.dtype.itemsize
+        self._row_nbytes = math.prod(self._row_shape) * self.dtype.itemsize
+        if min(self.chunk_rows, max(self.n_rows, 1)) * self._row_nbytes > MOST_CHUNK_BYTES:
+            raise ValueError(
+                f"{name} has shape {self.shape} in chunks of {self.chunk_rows} rows, which no "
+                "memory holds; write the array in smaller chunks"
+            )
+        self._codec = codec_name(array)
         self._store = array.store_path.store
         self._local = isinstance(self._store, LocalStore)
         if self._codec is None and self._local:
@@ -203,7 +228,13 @@ class ChunkReader:
         began = time.perf_counter()
         if out.nbytes:
             what = f"reading rows {start}:{stop} of {self.array.store_path}"
-            out[:] = retrying(lambda: np.asarray(self.array[start:stop]), what)
+            try:
+                out[:] = retrying(lambda: np.asarray(self.array[start:stop]), what)
+            except OSError:
+                raise
+            except Exception as error:  # whatever Zarr's codecs make of damaged bytes
+                why = f"{type(error).__name__}: {str(error)[:300]}"
+                raise ChunkError(f"{what}: they cannot be decoded ({why})") from error
         return ReadStats(time.perf_counter() - began, 0.0, out.nbytes)
 
     def _byte_range(self, piece: _Piece) -> tuple[int, int]:
@@ -221,6 +252,7 @@ class ChunkReader:
                     file.seek(self._byte_range(piece)[0])
                     target = piece.dest.reshape(-1).view(np.uint8)
                 else:
+                    self._check_encoded_size(piece.chunk, size)
                     target = buffers.empty(size, np.uint8)
                 _fill(file, target, path)
         except FileNotFoundError:
@@ -275,9 +307,10 @@ class ChunkReader:
         assert self._codec is not None
         whole = piece.hi - piece.lo == self.chunk_rows
         dest = piece.dest
-        if not whole:
-            dest = buffers.empty((self.chunk_rows, *self._row_shape), self.dtype)
         try:
+            if not whole:
+                check_encoded(self._codec, encoded, self.chunk_rows * self._row_nbytes)
+                dest = buffers.empty((self.chunk_rows, *self._row_shape), self.dtype)
             decode_into(self._codec, encoded, dest)
         except ValueError as error:
             raise ChunkError(
@@ -294,6 +327,14 @@ class ChunkReader:
                 "set again"
             )
         piece.dest[...] = self.array.metadata.fill_value
+
+    def _check_encoded_size(self, index: int, size: int) -> None:
+        wanted = self.chunk_rows * self._row_nbytes
+        if size > 2 * wanted + 2**20:
+            raise ChunkError(
+                f"chunk {self.chunk_name(index)} is damaged: it has {size} bytes, its rows "
+                f"{wanted}; restore it or write the data set again"
+            )
 
     def _check_plain_size(self, index: int, size: int) -> None:
         wanted = self.chunk_rows * self._row_nbytes

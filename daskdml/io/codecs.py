@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import struct
 import threading
 import zlib
@@ -17,9 +16,18 @@ from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ZstdCodec
 from zarr.core.chunk_grids import RegularChunkGrid
 from zarr.core.metadata import ArrayV3Metadata
 
-__all__ = ["codec_name", "decode_into", "with_fast_codecs"]
+__all__ = ["check_codecs", "check_encoded", "codec_name", "decode_into", "with_fast_codecs"]
 
 _ZSTD_MAGIC = 0xFD2FB528
+_ZSTD_BLOCK = 2**17  # bytes that a block decodes to at most
+_SLACK = 2**20
+_KNOWN = {
+    "adler32", "astype", "bitround", "blosc", "bytes", "bz2", "cast_value", "crc32", "crc32c",
+    "delta", "endian", "fixedscaleoffset", "fletcher32", "gzip", "jenkins_lookup3", "lz4", "lzma",
+    "packbits", "pcodec", "quantize", "scale_offset", "sharding_indexed", "shuffle", "transpose",
+    "zfpy", "zlib", "zstd",
+}  # fmt: skip
+"""Codecs of plain numbers: none of them makes Python objects."""
 
 
 def codec_name(array: zarr.Array[Any]) -> str | None:
@@ -74,6 +82,57 @@ def with_fast_codecs(array: zarr.Array[Any]) -> zarr.Array[Any]:
         return zarr.open_array(where.store, path=where.path, mode="r", zarr_format=3)
 
 
+def check_codecs(array: zarr.Array[Any], name: str) -> None:
+    """Refuse arrays whose chunks hold Python objects, or are decoded by who knows what.
+
+    Raises
+    ------
+    ValueError
+        Names the array and what it is that is not read.
+    """
+    if array.dtype.kind not in "biufcSU":
+        raise ValueError(
+            f"{name} has dtype {array.dtype}, which is not read: store numbers, or strings of "
+            "fixed length"
+        )
+    for codec in _codecs_of(array.metadata):
+        if codec.removeprefix("numcodecs.") not in _KNOWN:
+            raise ValueError(
+                f"{name} is encoded with {codec!r}, which is not read: it may run code; write the "
+                "array again with a codec of numbers, such as zstd"
+            )
+
+
+def _codecs_of(meta: Any) -> list[str]:
+    if not isinstance(meta, ArrayV3Metadata):
+        stored = [*(meta.filters or ()), meta.compressor]
+        return [str(codec.codec_id) for codec in stored if codec is not None]
+    names, stack = [], list(meta.codecs)
+    while stack:
+        codec = stack.pop()
+        names.append(str(codec.to_dict()["name"]))
+        stack += [*getattr(codec, "codecs", ()), *getattr(codec, "index_codecs", ())]
+    return names
+
+
+def check_encoded(codec: str, encoded: np.ndarray, nbytes: int) -> None:
+    """Refuse bytes that say they decode to another size, before there is memory for that.
+
+    Raises
+    ------
+    ValueError
+    """
+    if codec == "zstd":
+        found = _zstd_size(encoded)
+        if found is None and (most := _zstd_most(encoded)) > 16 * nbytes + _SLACK:
+            raise ValueError(f"it may decode to {most} bytes, far more than the {nbytes} wanted")
+    elif codec == "blosc":
+        found = _blosc_size(encoded)
+    else:
+        found = encoded.nbytes if codec == "none" else None
+    _check_size(found, nbytes)
+
+
 def decode_into(codec: str, encoded: np.ndarray, dest: np.ndarray) -> None:
     """Decode one chunk into an array of exactly its decoded size.
 
@@ -101,23 +160,18 @@ def decode_into(codec: str, encoded: np.ndarray, dest: np.ndarray) -> None:
     array([0., 1., 2., 3.])
     """
     out = dest.reshape(-1).view(np.uint8)
+    check_encoded(codec, encoded, out.nbytes)
     if codec == "zstd":
-        _check_size(_zstd_size(encoded), out.nbytes)
         try:
-            numcodecs.zstd.decompress(encoded, out)
+            plain = numcodecs.zstd.decompress(encoded, out)
         except RuntimeError as error:
             raise ValueError(str(error)) from error
+        _check_size(plain.nbytes, out.nbytes)
     elif codec == "blosc":
         _decode_blosc(encoded, out)
     elif codec == "gzip":
-        try:
-            plain = gzip.decompress(encoded.data)
-        except (EOFError, zlib.error, OSError) as error:
-            raise ValueError(str(error)) from error
-        _check_size(len(plain), out.nbytes)
-        out[:] = np.frombuffer(plain, np.uint8)
+        _decode_gzip(encoded, out)
     else:
-        _check_size(encoded.nbytes, out.nbytes)
         out[:] = encoded
 
 
@@ -141,13 +195,51 @@ def _zstd_size(encoded: np.ndarray) -> int | None:
     return size + 256 if size_bytes == 2 else size
 
 
-def _decode_blosc(encoded: np.ndarray, out: np.ndarray) -> None:
+def _zstd_most(encoded: np.ndarray) -> int:
+    """Bytes that a Zstandard frame decodes to at most, from the headers of its blocks."""
+    flags, most = int(encoded[4]), 0
+    at = 6 + (0, 1, 2, 4)[flags & 3]  # a frame that does not tell its size has a window
+    while at + 3 <= encoded.nbytes:
+        header = int.from_bytes(encoded[at : at + 3].tobytes(), "little")
+        kind, size = header >> 1 & 3, header >> 3
+        most += _ZSTD_BLOCK if kind == 2 else size
+        at += 3 + (1 if kind == 1 else size)
+        if header & 1:
+            break
+    return most
+
+
+def _blosc_size(encoded: np.ndarray) -> int:
+    """Read the decoded size from a Blosc header."""
     if encoded.nbytes < 16:
         raise ValueError(f"{encoded.nbytes} bytes are too few for a Blosc header")
     plain, _, stored = struct.unpack_from("<III", encoded.data, 4)
     if stored != encoded.nbytes:
         raise ValueError(f"{encoded.nbytes} bytes are left of the {stored} that were written")
-    _check_size(plain, out.nbytes)
+    return int(plain)
+
+
+def _decode_gzip(encoded: np.ndarray, out: np.ndarray) -> None:
+    """Decode members one after the other, a byte more than wanted at most."""
+    at, data = 0, encoded.tobytes()
+    while data:
+        member = zlib.decompressobj(wbits=31)
+        try:
+            plain = member.decompress(data, out.nbytes - at + 1)
+        except zlib.error as error:
+            raise ValueError(str(error)) from error
+        if at + len(plain) > out.nbytes:
+            raise ValueError(
+                f"it decodes to more than the {out.nbytes} bytes that the array's metadata say"
+            )
+        if not member.eof:
+            raise ValueError("its end is missing")
+        out[at : at + len(plain)] = np.frombuffer(plain, np.uint8)
+        at, data = at + len(plain), member.unused_data.lstrip(b"\0")
+    _check_size(at, out.nbytes)
+
+
+def _decode_blosc(encoded: np.ndarray, out: np.ndarray) -> None:
     # In the main thread Blosc starts threads of its own, which would fight over the cores with
     # the other tasks; everywhere else it runs in the caller.
     is_main = threading.current_thread() is threading.main_thread()

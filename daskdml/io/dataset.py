@@ -227,6 +227,11 @@ class Dataset:
             got[part] = out
         y = got.get("y")
         if y is not None and opened.labels is not None:
+            if len(y) and not 0 <= y.min() <= y.max() < len(opened.labels):
+                raise ValueError(
+                    f"{self._url} is damaged: y has codes of classes that it has no names for; "
+                    "restore it or write the data set again"
+                )
             y = opened.labels[y]
         X = got["X"]
         assert X is not None

@@ -85,7 +85,14 @@ def decode_state(encoded: bytes | bytearray) -> Any:
         raise DamagedError("its lengths do not add up")
     try:
         return _from_tree(json.loads(bytes(body[start : start + n_tree])), body[start + n_tree :])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise DamagedError(f"this version of daskdml cannot read it: {error}") from error
 
 
@@ -166,6 +173,7 @@ def _array(dtype: str, shape: list[int], at: int, data: memoryview) -> np.ndarra
 def _class_of(module: str, name: str) -> Any:
     loaded = sys.modules.get(module) if module.startswith("daskdml.") else None
     found = getattr(loaded, name, None)
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+    own = isinstance(found, type) and found.__module__ == module
+    if not (own and dataclasses.is_dataclass(found)):
         raise ValueError(f"there is no class {module}.{name}")
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,15 @@ from zarr.abc.store import Store
 from zarr.errors import NodeNotFoundError
 from zarr.storage import FsspecStore, LocalStore
 
-__all__ = ["filesystem", "object_name", "open_node", "open_store", "resolve_url", "retrying"]
+__all__ = [
+    "describing",
+    "filesystem",
+    "object_name",
+    "open_node",
+    "open_store",
+    "resolve_url",
+    "retrying",
+]
 
 T = TypeVar("T")
 
@@ -203,7 +212,8 @@ def open_node(
     """
     store = open_store(url, storage_options)
     try:
-        return retrying(lambda: zarr.open(store, mode="r"), f"opening {url}")
+        with describing(url):
+            return retrying(lambda: zarr.open(store, mode="r"), f"opening {url}")
     except (FileNotFoundError, NodeNotFoundError) as error:
         if is_local(url) and unfinished_folder(Path(os.path.realpath(url))).exists():
             raise FileNotFoundError(unfinished(url)) from error
@@ -213,6 +223,30 @@ def open_node(
             found = "does not exist"
         raise FileNotFoundError(
             f"{url} {found}; check the URL, or write a data set with daskdml.io.write_dataset"
+        ) from error
+
+
+@contextmanager
+def describing(url: str) -> Iterator[None]:
+    """Whatever metadata make Python raise becomes a ValueError that names what they are of.
+
+    Examples
+    --------
+    >>> with describing("/data/train.zarr"):
+    ...     {}["daskdml"]
+    Traceback (most recent call last):
+    ValueError: the metadata of /data/train.zarr cannot be used (KeyError: 'daskdml'); ...
+    """
+    try:
+        yield
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and url in str(error):
+            raise
+        why = f"{type(error).__name__}: {str(error)[:300]}"
+        raise ValueError(
+            f"the metadata of {url} cannot be used ({why}); restore them, or write it again"
         ) from error
 
 

@@ -20,8 +20,11 @@ from tests.engine.simulated_fits import FITS, small_blocks
 from tests.engine.simulated_world import Wrong
 from tests.engine.sources import Made, total
 
-SLOW = {"stored-als": 5, "stored-dsgd": 10, "dsgd": 3, "stale-dsgd": 3, "als": 2, "implicit-als": 2}
-N = 160
+SCHEDULES = {
+    "newton": 100, "lbfgs": 120, "sgd": 120, "stale-sgd": 150, "sgd-classifier": 200, "als": 50,
+    "implicit-als": 50, "stored-als": 16, "dsgd": 30, "stale-dsgd": 30, "stored-dsgd": 10,
+    "kmeans": 250, "pca": 500, "nmf": 100, "predict": 250, "bad-rows": 150,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,20 +52,20 @@ def check(schedules):
 @pytest.mark.parametrize("name", FITS)
 def test_the_bits_are_those_of_an_undisturbed_fit(name, half):
     """Under every schedule, and each task, event, block and result is gone afterwards."""
-    n = N // SLOW.get(name, 1) // 2
+    n = SCHEDULES[name] // 2
     check(Schedule(name, seed) for seed in range(half * n, half * n + n))
 
 
 @pytest.mark.parametrize("name", ["newton", "lbfgs", "sgd", "stale-sgd", "predict"])
 def test_a_client_that_is_killed_goes_on(name):
     """Killed three times at any event, each time with another cluster: the same bits."""
-    check(Schedule(name, seed, breaks=3) for seed in range(25))
+    check(Schedule(name, seed, breaks=3) for seed in range(15))
 
 
 @pytest.mark.parametrize("name", ["newton", "als", "stored-als", "predict"])
 def test_a_store_that_never_answers(name):
     """Is an error that names the object, or the right bits; nothing stays on the workers."""
-    check(Schedule(name, seed, outage=0.005) for seed in range(30 // SLOW.get(name, 1)))
+    check(Schedule(name, seed, outage=0.005) for seed in range(SCHEDULES[name] // 8))
 
 
 def test_a_seed_is_replayed_exactly():
