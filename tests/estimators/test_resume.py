@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+from jupyter_client import KernelManager
 
 import daskdml as dml
 from daskdml import Engine
@@ -230,3 +231,41 @@ def test_an_interrupt_before_any_model(rows):
 
     with Engine(callbacks=[heard]), pytest.raises(KeyboardInterrupt):
         dml.LogisticRegression().fit(open_dataset(rows))
+
+
+def test_the_stop_button_of_a_notebook(rows):
+    """Interrupting the kernel leaves the estimator fitted, and the notebook goes on."""
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    client.wait_for_ready(timeout=60)
+    said = []
+
+    def heard(message):
+        if message["msg_type"] == "stream":
+            said.append(message["content"]["text"])
+            if "under way" in said[-1]:
+                manager.interrupt_kernel()
+
+    code = f"""
+import daskdml as dml
+from daskdml.events import PassEnd
+steps = []
+def heard(event):
+    steps.append(event)
+    if isinstance(event, PassEnd) and len(steps) > 200 and not any(s == "said" for s in steps):
+        steps.append("said")
+        print("under way", flush=True)
+model = dml.SGDClassifier(max_iter=100_000, tol=None, random_state=0, n_replicas=1)
+with dml.Engine(callbacks=[heard]):
+    model.fit({rows!r})
+print(model.n_iter_ > 1, model.coef_.shape)
+"""
+    try:
+        reply = client.execute_interactive(code, output_hook=heard, timeout=120)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert reply["content"]["status"] == "ok" and "True (1, 6)" in "".join(said)
+    assert "interrupted (Ctrl-C) after step" in "".join(said)
