@@ -1,5 +1,7 @@
 """The same kills for daskdml and its peers: ``python -m benchmarks.peer_kills [--folder F]``.
 
+``--prepare`` writes the rows and ends (Spark may live in another environment, which reads them).
+
 Each cell has a scheduler and two workers, processes of their own, and a client that fits. A kill
 strikes in the midst of the fit; where the client ends, it is called again with the same words, on a
 new cluster where the old one is gone. A client that has not ended after two minutes hangs.
@@ -9,19 +11,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tests.engine.processes import Processes
+from tests.engine.processes import Processes, closed_port
 
 ROOT = Path(__file__).parents[1]
 ROWS, FEATURES, CHUNK = 500_000, 50, 20_000
@@ -37,6 +42,18 @@ def prepare(path: Path) -> None:
     X = rng.standard_normal((ROWS, FEATURES), dtype=np.float32) * np.geomspace(1, 10, FEATURES)
     z = X @ rng.standard_normal(FEATURES) / 10 + 2 * rng.standard_normal(ROWS)
     write_dataset(path, X.astype(np.float32), (z > 0).astype(np.int8), chunks=CHUNK)
+
+
+def prepare_table(path: Path) -> None:
+    """The same rows as a Parquet file, for Spark."""
+    import pyarrow
+    import pyarrow.parquet
+    import zarr
+
+    group = zarr.open_group(path, mode="r")
+    columns = dict(zip([f"x{k}" for k in range(FEATURES)], np.asarray(group["X"]).T, strict=True))
+    table = pyarrow.table(columns | {"label": np.asarray(group["y"]).astype(np.float64)})
+    pyarrow.parquet.write_table(table, path.with_suffix(".parquet"), row_group_size=CHUNK)
 
 
 def _arrays(path: str) -> tuple[Any, Any]:
@@ -88,6 +105,74 @@ def fit_lightgbm(path: str, client: Any, place: str, solver: str) -> np.ndarray:
     return np.frombuffer(model.booster_.model_to_string().encode(), np.uint8)
 
 
+def fit_spark(path: str, scheduler: str) -> np.ndarray:
+    """Spark MLlib's LogisticRegression (L-BFGS) on cached rows."""
+    from pyspark.ml.classification import LogisticRegression
+    from pyspark.ml.feature import VectorAssembler
+    from pyspark.sql import SparkSession
+
+    local = "127.0.0.1"
+    spark = (
+        SparkSession.builder.master(scheduler)
+        .config("spark.driver.host", local)
+        .config("spark.driver.bindAddress", local)
+        .config("spark.executor.memory", "2g")
+        .config("spark.ui.enabled", "false")
+        .getOrCreate()
+    )
+    print("begins", flush=True)
+    rows = spark.read.parquet(path.replace(".zarr", ".parquet"))
+    gather = VectorAssembler(inputCols=[f"x{k}" for k in range(FEATURES)], outputCol="features")
+    rows = gather.transform(rows).select("features", "label").repartition(25).cache()
+    fit = LogisticRegression(maxIter=100, tol=1e-9, standardization=False).fit(rows)
+    return np.append(fit.coefficients.toArray(), fit.intercept)
+
+
+class SparkProcesses:
+    """A Spark master and two workers, a group of processes each."""
+
+    def __init__(self, n: int, **options: Any) -> None:
+        self._stack = ExitStack()
+        self.address = f"spark://127.0.0.1:{closed_port()}"
+        port = self.address.rpartition(":")[2]
+        self.scheduler = self._start("master.Master", "--port", port, "--webui-port", "0")
+        time.sleep(4)
+        self.workers = [self.worker() for _ in range(n)]
+        time.sleep(4)
+
+    def worker(self, **options: Any) -> Any:
+        """One more worker with one core."""
+        more = ("--cores", "1", "--memory", "2g", "--webui-port", "0", self.address)
+        return self._start("worker.Worker", *more)
+
+    def _start(self, kind: str, *options: str) -> Any:
+        import pyspark
+
+        script = Path(pyspark.__file__).parent / "bin/spark-class"
+        command = [str(script), f"org.apache.spark.deploy.{kind}", "--host", "127.0.0.1", *options]
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory())
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True, env=os.environ | {"SPARK_WORKER_DIR": folder},
+        )  # fmt: skip
+        process.kill = partial(_kill_group, process.pid)  # type: ignore[method-assign]
+        self._stack.callback(process.wait)
+        self._stack.callback(process.kill)
+        return process
+
+    def __enter__(self) -> SparkProcesses:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+
+def _kill_group(pid: int) -> None:
+    """A worker's executors are in its group."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
 FITS = {
     "daskdml lbfgs": (fit_daskdml, "lbfgs"),
     "daskdml sgd": (fit_daskdml, "sgd"),
@@ -95,14 +180,20 @@ FITS = {
     "dask-ml admm": (fit_dask_ml, "admm"),
     "xgboost.dask": (fit_xgboost, ""),
     "lightgbm.dask": (fit_lightgbm, ""),
+    "Spark MLlib": (fit_spark, "spark"),
 }
 
 
 def client_main(what: str, path: str, scheduler: str, place: str, out: str) -> None:
     """What the client process does."""
+    fit, solver = FITS[what]
+    if solver == "spark":
+        began = time.monotonic()
+        np.save(out, fit(path, scheduler))  # type: ignore[call-arg]
+        print(json.dumps({"seconds": time.monotonic() - began}), flush=True)
+        return
     from distributed import Client
 
-    fit, solver = FITS[what]
     with Client(scheduler, timeout=30) as client:
         print("begins", flush=True)
         began = time.monotonic()
@@ -111,7 +202,7 @@ def client_main(what: str, path: str, scheduler: str, place: str, out: str) -> N
 
 
 class _Call:
-    def __init__(self, what: str, path: Path, cluster: Processes, place: Path, out: Path) -> None:
+    def __init__(self, what: str, path: Path, cluster: Any, place: Path, out: Path) -> None:
         command = [sys.executable, "-m", "benchmarks.peer_kills", "--client", what]
         command += [str(path), cluster.address, str(place), str(out)]
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -149,7 +240,11 @@ class _Call:
         return named[-1] if named else "no reason given"
 
 
-def _kill(fault: str, cluster: Processes, call: _Call, stack: ExitStack) -> Processes:
+def _cluster(what: str) -> Any:
+    return SparkProcesses(2) if what.startswith("Spark") else Processes(2, **MEMORY)
+
+
+def _kill(what: str, fault: str, cluster: Any, call: _Call, stack: ExitStack) -> Any:
     """Strike; gives the cluster of the next call."""
     if fault.startswith("a worker"):
         cluster.workers[0].kill()
@@ -159,7 +254,7 @@ def _kill(fault: str, cluster: Processes, call: _Call, stack: ExitStack) -> Proc
     else:
         cluster.scheduler.kill()
         call.wait(HANGS)
-        return stack.enter_context(Processes(2, **MEMORY))
+        return stack.enter_context(_cluster(what))
     return cluster
 
 
@@ -168,14 +263,14 @@ def cell(what: str, fault: str, path: Path, scratch: Path, at: float) -> tuple[s
     scratch.mkdir()
     out = scratch / "found.npy"
     with ExitStack() as stack:
-        cluster = stack.enter_context(Processes(2, **MEMORY))
+        cluster = stack.enter_context(_cluster(what))
         began = time.monotonic()
         call = _Call(what, path, cluster, scratch / "fit", out)
         call.begins.wait(60)
         told = []
         if fault:
             time.sleep(at)
-            cluster = _kill(fault, cluster, call, stack)
+            cluster = _kill(what, fault, cluster, call, stack)
         if not call.wait(HANGS):
             return f"hangs (> {HANGS:g} s)", np.zeros(0)
         if not out.exists() and fault.startswith("a worker"):
@@ -207,12 +302,16 @@ def main() -> None:
     """All cells, as a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("out/benchmarks"))
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="fits whose names have this")
+    parser.add_argument("--prepare", action="store_true", help="write the rows, no more")
     args = parser.parse_args()
     path = args.folder.resolve() / "kills.zarr"
     if not path.exists():
         args.folder.mkdir(parents=True, exist_ok=True)
         prepare(path)
+        prepare_table(path)
+    if args.prepare:
+        return
     faults = ("a worker, another comes", "client, called again", "scheduler, called again")
     print("| | undisturbed | once more | " + " | ".join(faults) + " |")
     print("|---" * (3 + len(faults)) + "|", flush=True)
