@@ -59,6 +59,7 @@ class Watch:
         self.facts: list[Fact] = []
         self._comm = client.scheduler_comm
         self._looked = 0.0
+        self._looking = threading.RLock()
         self._heard: dict[str, tuple[float, float]] = {}  # when it was seen; and by this clock
         self._vetted: set[str] = set()
         self._cpus: set[str] = set()
@@ -157,6 +158,15 @@ class Watch:
         interval = max(self.limits.interval, len(self.facts) / 100)  # as heartbeats grow rarer
         if not now and began - self._looked < interval:
             return False
+        if not self._looking.acquire(blocking=now):
+            return False  # another thread, which writes a checkpoint, does
+        try:
+            self._look(began, interval)
+        finally:
+            self._looking.release()
+        return True
+
+    def _look(self, began: float, interval: float) -> None:
         self.facts = self._survey()
         took, since = time.monotonic() - began, began - self._looked
         slow = took > max(1.0, interval) or (self._looked > 0 and since > 2 * interval + 1.0)
@@ -164,7 +174,6 @@ class Watch:
             self._remove(fact)
         self._vet()
         self._looked = time.monotonic()
-        return True
 
     def _survey(self) -> list[Fact]:
         end = time.monotonic() + self.limits.scheduler_silence
