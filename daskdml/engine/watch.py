@@ -8,6 +8,7 @@ a wait that cannot end becomes an error.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import warnings
 from collections.abc import Callable, Coroutine
