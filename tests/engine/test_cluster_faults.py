@@ -115,7 +115,8 @@ def test_a_frozen_worker_holds_the_result(short_limits, cluster):
         graph = pass_graph("held", read, [data.groups], total, 1)
         graph = Graph(graph.tasks, [("held", 0)], graph.lane_of, graph.wanted)
         _, held = data.runner.run(graph, data._slots()[:1], lambda record: None)
-        wait(held)
+        with client.as_current():
+            wait(held)
         place = client.who_has(held)[held.key][0]
         freeze(pids[place])
         assert data.runner.fetch([held])[0].value == total(Made(40, 10).read(0, 40)[0])
