@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.servers.hdfs import HdfsServer, Missing, hdfs
+
 
 class S3Server(NamedTuple):
     """An S3 server on the loopback interface."""
@@ -83,3 +85,15 @@ def two_workers() -> Iterator[Any]:
     """A client of two worker processes, shared by tests that leave them as they are."""
     with workers(2) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def hdfs_server() -> Iterator[HdfsServer]:
+    """A real HDFS, NameNode and DataNode; skipped, with the reason, where it cannot be had."""
+    pytest.importorskip("hdfs_native")
+    with contextlib.ExitStack() as running:
+        try:
+            server = running.enter_context(hdfs())
+        except Missing as missing:
+            pytest.skip(f"no HDFS server: {missing}")
+        yield server

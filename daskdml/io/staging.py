@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -9,9 +10,10 @@ import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fsspec import AbstractFileSystem
+from fsspec.core import split_protocol
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
@@ -20,6 +22,11 @@ from zarr.storage import LocalStore
 from daskdml.io.store import filesystem, is_local, open_store, retrying
 
 __all__ = ["Staging", "stage"]
+
+T = TypeVar("T")
+
+_RENAMING = ("hdfs", "webhdfs")
+"""Protocols of file systems that rename a folder in one step."""
 
 _NO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -67,6 +74,8 @@ def stage(
     """
     if is_local(url):
         return _LocalStaging(url, overwrite)
+    if split_protocol(url)[0] in _RENAMING:
+        return _HdfsStaging(url, storage_options, overwrite)
     return _RemoteStaging(url, storage_options, overwrite)
 
 
@@ -135,6 +144,60 @@ class _LocalStaging:
 
     def abandon(self) -> None:
         shutil.rmtree(self._tmp, ignore_errors=True)
+
+
+class _HdfsStaging:
+    """Write to a sibling folder, then rename it, as on local disk."""
+
+    def __init__(
+        self, url: str, storage_options: Mapping[str, Any] | None, overwrite: bool
+    ) -> None:
+        self._url = url
+        self._overwrite = overwrite
+        self._fs, self._target = filesystem(url, storage_options)
+        self._check()
+        token = secrets.token_hex(4)
+        above, _, name = url.rpartition("/")
+        new = f"{above}/.{name}.tmp-{token}"
+        folder = self._target.rpartition("/")[0]
+        self._tmp = f"{folder}/.{name}.tmp-{token}"
+        self._old = f"{folder}/.{name}.old-{token}"
+        self._do(lambda: self._fs.makedirs(self._tmp, exist_ok=True), "writing")
+        self.store: Store = open_store(new, storage_options, read_only=False)
+        self.prefix = ""
+
+    def _do(self, action: Callable[[], T], what: str) -> T:
+        return retrying(action, f"{what} {self._url}")
+
+    def _check(self) -> bool:
+        """Whether something is there that may be replaced."""
+        try:
+            found = self._do(lambda: self._fs.ls(self._target, detail=False), "listing")
+        except FileNotFoundError:
+            return False
+        names = {name.rpartition("/")[2] for name in found}
+        _check_target(
+            self._url, bool(found), bool(names & {"zarr.json", ".zgroup"}), self._overwrite
+        )
+        return bool(found)
+
+    def commit(self, attributes: Mapping[str, Any]) -> None:
+        _put_group(self.store, attributes)
+        replaces = self._check()
+        if replaces:
+            self._fs.mv(self._target, self._old)
+        try:
+            self._fs.mv(self._tmp, self._target, overwrite=True)  # of an empty folder
+        except OSError:
+            if replaces:
+                self._fs.mv(self._old, self._target)
+            raise
+        if replaces:
+            self._fs.rm(self._old, recursive=True)
+
+    def abandon(self) -> None:
+        with contextlib.suppress(OSError):
+            self._fs.rm(self._tmp, recursive=True)
 
 
 class _RemoteStaging:

@@ -6,7 +6,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
+from random import SystemRandom
 from typing import Any, TypeVar
 
 import fsspec
@@ -21,10 +23,18 @@ __all__ = ["filesystem", "object_name", "open_node", "open_store", "resolve_url"
 T = TypeVar("T")
 
 ATTEMPTS = 5
-FIRST_PAUSE = 0.1
-"""Seconds before the second attempt; each further pause is twice as long."""
+FIRST_PAUSE = 0.2
+"""Seconds before the second attempt; each further pause is twice as long, and half of it random."""
+LONG_ENOUGH = 60.0
+"""Seconds after which what has failed twice is given up."""
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "hdfs": "hdfs", "webhdfs": "hdfs"}
+_CHANCE = SystemRandom()  # of its own: seeded streams of numbers go on as without it
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "hdfs": "hdfs", "webhdfs": "hdfs", "gs": "gcs", "gcs": "gcs",
+           "abfs": "abfs", "abfss": "abfs", "az": "abfs", "adl": "abfs"}  # fmt: skip
+_OWN = {"s3": "s3.S3", "s3a": "s3.S3", "hdfs": "hdfs.Hdfs", "webhdfs": "webhdfs.WebHdfs"}
+"""Protocols with a file system of ours: fsspec's, with time limits."""
+
 _PERMANENT = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _TRANSIENT_NAMES = re.compile(
     r"ConnectionError|ConnectTimeout|ReadTimeout|ConnectionClosed|ClientOSError|ClientPayloadError"
@@ -90,7 +100,8 @@ def filesystem(
     url : str
         A resolved URL (see `resolve_url`).
     storage_options : mapping or None
-        What the file system's constructor takes (keys, endpoints ...).
+        What the file system's constructor takes (keys, endpoints ...). For ``s3://``, ``hdfs://``
+        and ``webhdfs://`` also ``timeout``: seconds of silence after which a request ends.
     asynchronous : bool
         Ask for an instance that is driven by Zarr's own event loop.
 
@@ -104,6 +115,8 @@ def filesystem(
     protocol = split_protocol(url)[0] or "file"
     options = dict(storage_options or {})
     try:
+        if protocol in _OWN:
+            return _own(url, _OWN[protocol], options, asynchronous)
         # Synchronous file systems (some take only strings as options) are never asked.
         if asynchronous and fsspec.get_filesystem_class(protocol).async_impl:
             options["asynchronous"] = True
@@ -118,6 +131,17 @@ def filesystem(
             "fsspec URL"
         ) from error
     return fs, path
+
+
+def _own(
+    url: str, name: str, options: dict[str, Any], asynchronous: bool
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    module, _, kind = name.partition(".")
+    cls = getattr(import_module(f"daskdml.io.{module}"), kind)
+    if asynchronous and cls.async_impl:
+        options["asynchronous"] = True
+    fs = cls(**{**cls._get_kwargs_from_urls(url), **options})
+    return fs, fs._strip_protocol(url)
 
 
 def open_store(
@@ -210,7 +234,10 @@ def is_transient(error: BaseException) -> bool:
 
 
 def retrying(action: Callable[[], T], what: str) -> T:
-    """Do it; on a transient error do it again, after pauses that double.
+    """Do it; on a transient error do it again, after pauses that double, more or less.
+
+    The pauses are random by half, so that the workers that a store has thrown back together do not
+    come back together. There are `ATTEMPTS` of them, fewer where they take a minute.
 
     Parameters
     ----------
@@ -236,7 +263,7 @@ def retrying(action: Callable[[], T], what: str) -> T:
     >>> retrying(lambda: 42, "counting")
     42
     """
-    pause = FIRST_PAUSE
+    began, pause = time.monotonic(), FIRST_PAUSE
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
@@ -247,10 +274,11 @@ def retrying(action: Callable[[], T], what: str) -> T:
                 ) from error
             if not is_transient(error):
                 raise
-            if attempt == ATTEMPTS:
+            late = attempt > 1 and time.monotonic() - began > LONG_ENOUGH
+            if attempt == ATTEMPTS or late:
                 raise ConnectionError(
-                    f"{what} failed {ATTEMPTS} times, last with {type(error).__name__}: {error}"
+                    f"{what} failed {attempt} times, last with {type(error).__name__}: {error}"
                 ) from error
-        time.sleep(pause)
+        time.sleep(pause * _CHANCE.uniform(0.5, 1.5))
         pause *= 2
     raise AssertionError("unreachable")
