@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from s3fs import S3FileSystem
 
 __all__ = ["S3"]
+
+SLOWEST = 100_000
+"""Bytes per second: an upload that is slower ends."""
 
 
 class S3(S3FileSystem):
@@ -43,3 +47,16 @@ class S3(S3FileSystem):
             **(config_kwargs or {}),
         }
         super().__init__(*args, config_kwargs=config, **options)
+        self.timeout = float(timeout)
+
+    async def _call_s3(self, method: str, *given: Any, **kwargs: Any) -> Any:
+        """Make one request; also where the server never says that it will take an upload."""
+        await self.set_session()
+        body = {k: v for part in (*given, kwargs) for k, v in dict(part).items()}.get("Body", b"")
+        seconds = self.timeout + len(body) / SLOWEST
+        try:
+            return await asyncio.wait_for(super()._call_s3(method, *given, **kwargs), seconds)
+        except TimeoutError:
+            host = self.s3.meta.endpoint_url
+            # No TimeoutError: fsspec would put one without words in its place.
+            raise ConnectionError(f"{host} has not answered for {seconds:.3g} s") from None
