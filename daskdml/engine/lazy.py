@@ -15,6 +15,7 @@ from daskdml.engine.graphs import Group
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Engine
 from daskdml.io.arrays import create_array
+from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.sources import AnySource, DaskSource, Source
 from daskdml.io.store import open_store, resolve_url, retrying
 from daskdml.kernels.block import Block
@@ -85,7 +86,7 @@ class WriteRows:
 
     fn: Rows
     url: str
-    options: dict[str, Any] | None
+    options: StorageOptions | None
 
     def __call__(self, block: Block) -> int:
         """Write the block's rows."""
@@ -143,7 +144,7 @@ def stream_rows(
         groups = [Group(a // rows, a, min(a + rows, n)) for a in starts]
         needs = Needs(work=rows * 16 * (1 + sample[0].size))
         with engine.open(source, needs, once=True) as data:
-            data.single_pass(WriteRows(fn, url, options), "predict", groups, ("X",))
+            data.single_pass(WriteRows(fn, url, quiet(options)), "predict", groups, ("X",))
     array.attrs["complete"] = True
     return zarr.open_array(open_store(url, options), mode="r")
 

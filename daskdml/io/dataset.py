@@ -13,6 +13,7 @@ import numpy as np
 from daskdml.io import buffers
 from daskdml.io.chunks import ChunkReader, ReadStats
 from daskdml.io.layout import PARTS, Opened, open_arrays, opened_arrays
+from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.store import resolve_url
 from daskdml.io.views import Cut, RowView, Step, row_view
 from daskdml.kernels.block import Block
@@ -45,7 +46,7 @@ class Dataset:
         identity: str | None = None,
     ) -> None:
         self._url = url
-        self._options = dict(storage_options) if storage_options else None
+        self._options = quiet(storage_options)
         self._steps = steps
         self._identity = identity
         self._state: tuple[Opened, RowView] | None = None
@@ -75,9 +76,9 @@ class Dataset:
         return self._url
 
     @property
-    def storage_options(self) -> dict[str, Any]:
-        """A copy of the options of the file system."""
-        return dict(self._options or {})
+    def storage_options(self) -> StorageOptions:
+        """A copy of the options of the file system: a dict that prints without its values."""
+        return StorageOptions(self._options or {})
 
     @property
     def token(self) -> str:
@@ -306,5 +307,5 @@ def open_dataset(
     (3, 3)
     """
     resolved = resolve_url(url)
-    options = dict(storage_options) if storage_options else None
+    options = quiet(storage_options)
     return Dataset(resolved, options, identity=open_arrays(resolved, options).identity)

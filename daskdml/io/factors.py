@@ -14,6 +14,7 @@ from dask.base import tokenize
 from zarr.core.sync import sync
 
 from daskdml.io.chunks import ChunkReader
+from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.ratings import Side
 from daskdml.io.store import open_store, resolve_url, retrying
 
@@ -70,12 +71,12 @@ class FactorStore:
     ----------
     url : str
         Resolved.
-    options : dict or None
+    options : StorageOptions or None
         Of its file system.
     """
 
     url: str
-    options: Any = None
+    options: StorageOptions | None = None
 
     @classmethod
     def create(cls, url: str | os.PathLike[str], options: Any = None) -> FactorStore:
@@ -86,7 +87,7 @@ class FactorStore:
         FileExistsError
             If something is at the URL.
         """
-        made = cls(resolve_url(url), dict(options) if options else None)
+        made = cls(resolve_url(url), quiet(options))
         store = open_store(made.url, made.options, read_only=False)
         if not sync(store.is_empty("")):
             raise FileExistsError(

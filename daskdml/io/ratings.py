@@ -14,6 +14,7 @@ import zarr
 
 from daskdml.io.chunks import ChunkReader, ReadStats
 from daskdml.io.layout import FORMAT
+from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.split import draw_seed
 from daskdml.io.store import open_node, resolve_url, retrying
 from daskdml.kernels.ratings import RatingBlock, compress, draw
@@ -202,7 +203,7 @@ class Ratings:
     ----------
     url : str
         Where the store is; "" for ratings in this process's memory.
-    storage_options : dict or None
+    storage_options : StorageOptions or None
         Of its file system.
     identity : str
         Of what was written there.
@@ -228,7 +229,7 @@ class Ratings:
     """
 
     url: str
-    storage_options: dict[str, Any] | None
+    storage_options: StorageOptions | None
     identity: str
     parts: tuple[Part, ...] = ()
     memory: Stored | None = None
@@ -247,7 +248,8 @@ class Ratings:
     def _stored(self) -> Stored:
         if self.memory is not None:
             return self.memory
-        key = (self.url, repr(self.storage_options), self.identity)
+        options = self.storage_options
+        key = (self.url, options.digest if options else "", self.identity)
         found = _CACHE.get(key)
         if found is None:
             found = from_node(self.url, open_node(self.url, self.storage_options))
@@ -547,6 +549,6 @@ def open_ratings(
         Where no ratings do, or a part of them is missing.
     """
     resolved = resolve_url(url)
-    options = dict(storage_options) if storage_options else None
+    options = quiet(storage_options)
     stored = from_node(resolved, open_node(resolved, options))
     return Ratings(resolved, options, stored.facts["id"])

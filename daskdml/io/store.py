@@ -18,6 +18,8 @@ from zarr.abc.store import Store
 from zarr.errors import NodeNotFoundError
 from zarr.storage import FsspecStore, LocalStore
 
+from daskdml.io.options import check_no_credentials
+
 __all__ = ["filesystem", "object_name", "open_node", "open_store", "resolve_url", "retrying"]
 
 T = TypeVar("T")
@@ -60,6 +62,11 @@ def resolve_url(url: str | os.PathLike[str]) -> str:
     str
         An absolute path for local data, else the URL without a trailing slash.
 
+    Raises
+    ------
+    ValueError
+        Where it holds a password or a token; these belong in storage_options.
+
     Examples
     --------
     >>> resolve_url("file:///data/train.zarr")
@@ -72,6 +79,7 @@ def resolve_url(url: str | os.PathLike[str]) -> str:
         raise TypeError(f"a data set is named by a str or a path, not by {type(url).__name__}")
     if not text:
         raise ValueError("the URL of the data set is empty; give a path or an fsspec URL")
+    check_no_credentials(text)
     protocol, rest = split_protocol(text)
     if protocol in (None, "file", "local"):
         return os.path.abspath(os.path.expanduser(rest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -18,6 +19,19 @@ __all__ = ["WebHdfs"]
 T = TypeVar("T")
 
 BINARY = {"content-type": "application/octet-stream"}
+
+
+def _without_token(record: logging.LogRecord) -> bool:
+    """Keep the query of a URL, where tokens are, out of what urllib3 logs."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            a.partition("?")[0] if isinstance(a, str) and a.startswith("/webhdfs/") else a
+            for a in record.args
+        )
+    return True
+
+
+logging.getLogger("urllib3.connectionpool").addFilter(_without_token)
 
 
 class _Limited(HTTPAdapter):

@@ -15,7 +15,7 @@ from daskdml.io import open_dataset, write_dataset
 from daskdml.io import store as store_module
 from daskdml.io.store import retrying
 
-TIMEOUT = 0.5
+TIMEOUT = 0.3
 ATTEMPTS = 2
 HANGING = TIMEOUT * ATTEMPTS + 4  # what docs/stores.md promises, and a slow machine
 
