@@ -13,7 +13,7 @@ import numpy as np
 from daskdml.io import checks
 from daskdml.io.arrays import Labels, create_array, default_chunks
 from daskdml.io.staging import Staging
-from daskdml.io.store import retrying
+from daskdml.io.store import array_name, retrying
 
 __all__ = ["DaskSource", "aligned", "known_chunks", "write_dask"]
 
@@ -245,7 +245,7 @@ class _Target:
         self.shape, self.dtype = array.shape, array.dtype
 
     def __setitem__(self, index: Any, rows: Any) -> None:
-        what = f"writing rows {index[0].start}:{index[0].stop} of {self._array.store_path}"
+        what = f"writing rows {index[0].start}:{index[0].stop} of {array_name(self._array)}"
         rows = np.asarray(rows)
         retrying(lambda: self._array.__setitem__(index, rows), what)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from daskdml.io import buffers
-from daskdml.io.chunks import ChunkReader, ReadStats
+from daskdml.io.chunks import ChunkReader, ReadStats, Wanted, read_many
 from daskdml.io.layout import PARTS, Opened, open_arrays, opened_arrays
 from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.store import resolve_url
@@ -210,7 +210,7 @@ class Dataset:
             raise ValueError(f"unknown parts {sorted(unknown)}; a data set has {list(PARTS)}")
         opened, view = self._opened()
         runs = view.runs(start, stop)
-        stats = ReadStats()
+        stats, wanted = ReadStats(), list[Wanted]()
         got: dict[str, np.ndarray | None] = {"X": np.empty((stop - start, 0), self.dtype)}
         for part in parts:
             reader = opened.reader(part)
@@ -218,8 +218,13 @@ class Dataset:
                 continue
             out = buffers.empty((stop - start, *reader.shape[1:]), reader.dtype)
             for run in runs:
-                stats += _read_run(reader, run.rows, out[run.lo : run.hi])
+                if isinstance(run.rows, slice):
+                    rows = run.rows.start, run.rows.stop
+                    wanted.append(Wanted(reader, *rows, out[run.lo : run.hi]))
+                else:
+                    stats += _pick(reader, run.rows, out[run.lo : run.hi])
             got[part] = out
+        stats += read_many(wanted)
         y = got.get("y")
         if y is not None and opened.labels is not None:
             y = opened.labels[y]
@@ -265,9 +270,7 @@ class Dataset:
         return f"<table><caption>daskdml Dataset</caption>{rows}</table>"
 
 
-def _read_run(reader: ChunkReader, rows: slice | np.ndarray, out: np.ndarray) -> ReadStats:
-    if isinstance(rows, slice):
-        return reader.read(rows.start, rows.stop, out)[1]
+def _pick(reader: ChunkReader, rows: np.ndarray, out: np.ndarray) -> ReadStats:
     first = int(rows[0])
     whole, stats = reader.read(first, int(rows[-1]) + 1)
     np.take(whole, rows - first, axis=0, out=out, mode="clip")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import zarr
 from dask.base import tokenize
+from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
 
 from daskdml.io.chunks import ChunkReader
@@ -105,8 +106,9 @@ class FactorStore:
         shape = (len(sizes), max(sizes) * width)
         retrying(
             lambda: zarr.create_array(
-                store, name=name, shape=shape, chunks=(1, shape[1]), dtype=dtype, compressors=None,
-                fill_value=0, config={"write_empty_chunks": True}, overwrite=True,
+                store, name=name, shape=shape, chunks=(1, shape[1]), dtype=dtype,
+                compressors=[Crc32cCodec()], fill_value=0, config={"write_empty_chunks": True},
+                overwrite=True,
             ),
             f"creating {name} in {self.url}",
         )  # fmt: skip

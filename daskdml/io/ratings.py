@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 
-from daskdml.io.chunks import ChunkReader, ReadStats
+from daskdml.io import buffers
+from daskdml.io.chunks import ChunkReader, ReadStats, Wanted, read_many
 from daskdml.io.layout import FORMAT
 from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.split import draw_seed
@@ -363,25 +364,28 @@ class Ratings:
         at = i if walk == "user" else j
         rows = int(bounds[at + 1] - bounds[at])
         nnz = int(self.nnz[i, j])
-        indptr, a = self._part(walk, "indptr", i, j, rows + 1)
-        indices, b = self._part(walk, "index", i, j, nnz)
-        values, c = self._part(walk, "value", i, j, nnz)
+        names, lengths = ("indptr", "index", "value"), (rows + 1, nnz, nnz)
+        (indptr, indices, values), stats = self._parts(walk, names, i, j, lengths)
         if int(indptr[-1]) != nnz or (nnz and int(indptr.min()) < 0):
             raise ValueError(
                 f"block ({i}, {j}) of {self.name} is damaged: it has {nnz} ratings, its rows "
                 f"{int(indptr[-1])}; restore it or convert the ratings again"
             )
-        block, stats = RatingBlock(indptr, indices, values), a + b + c
+        block = RatingBlock(indptr, indices, values)
         if self.parts:
             keep, more = self._keep(walk, i, j, block)
             block, stats = compress(block, keep), stats + more
         return block, stats
 
-    def _part(self, walk: Walk, name: str, i: int, j: int, n: int) -> tuple[np.ndarray, ReadStats]:
-        reader = self._stored.arrays[f"by_{walk}/{name}"]
-        at = i * self.grid[1] + j
-        rows, stats = reader.read(at, at + 1)
-        return rows[0, :n], stats
+    def _parts(
+        self, walk: Walk, names: Sequence[str], i: int, j: int, lengths: Sequence[int]
+    ) -> tuple[list[np.ndarray], ReadStats]:
+        """The first so many numbers of the block's row of some arrays, fetched together."""
+        readers = [self._stored.arrays[f"by_{walk}/{name}"] for name in names]
+        rows = [buffers.empty((1, *reader.shape[1:]), reader.dtype) for reader in readers]
+        at, pairs = i * self.grid[1] + j, zip(readers, rows, strict=True)
+        stats = read_many([Wanted(reader, at, at + 1, out) for reader, out in pairs])
+        return [out[0, :n] for out, n in zip(rows, lengths, strict=True)], stats
 
     def _keep(
         self, walk: Walk, i: int, j: int, stored: RatingBlock
@@ -390,7 +394,7 @@ class Ratings:
         users, items = self.pairs(walk, i, j, stored)
         times, stats = np.zeros(0), ReadStats()
         if any(part.by == "time" for part in self.parts):
-            times, stats = self._part(walk, "time", i, j, stored.nnz)
+            (times,), stats = self._parts(walk, ("time",), i, j, (stored.nnz,))
         keep = np.ones(stored.nnz, bool)
         for part in self.parts:
             if part.by == "random":
@@ -484,7 +488,7 @@ class Ratings:
     def _all_times(self, low: int, high: int) -> Iterator[np.ndarray]:
         """Times of these ratings between two, block by block."""
         for i, j in np.ndindex(self.grid):
-            times, _ = self._part("user", "time", i, j, int(self.nnz[i, j]))
+            (times,), _ = self._parts("user", ("time",), i, j, (int(self.nnz[i, j]),))
             if self.parts:
                 stored, _ = replace(self, parts=()).read("user", i, j)
                 times = times[self._keep("user", i, j, stored)[0]]
@@ -500,7 +504,7 @@ class Ratings:
             if self.parts:
                 indptr = self.read(walk, i, j)[0].indptr
             else:
-                indptr, _ = self._part(walk, "indptr", i, j, rows + 1)
+                (indptr,), _ = self._parts(walk, ("indptr",), i, j, (rows + 1,))
             total += np.diff(indptr)
         return total
 

@@ -19,7 +19,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from daskdml.io.store import filesystem, is_local, open_store, retrying
+from daskdml.io.store import filesystem, is_local, object_name, open_store, retrying
 
 __all__ = ["Staging", "stage"]
 
@@ -93,7 +93,9 @@ def _put_group(store: Store, attributes: Mapping[str, Any]) -> None:
     group = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
     text = json.dumps(group, indent=2).encode()
     buffer = default_buffer_prototype().buffer.from_bytes(text)
-    retrying(lambda: sync(store.set("zarr.json", buffer)), f"writing {store}/zarr.json")
+    retrying(
+        lambda: sync(store.set("zarr.json", buffer)), f"writing {object_name(store, 'zarr.json')}"
+    )
 
 
 class _LocalStaging:

@@ -20,7 +20,15 @@ from zarr.storage import FsspecStore, LocalStore
 
 from daskdml.io.options import check_no_credentials
 
-__all__ = ["filesystem", "object_name", "open_node", "open_store", "resolve_url", "retrying"]
+__all__ = [
+    "array_name",
+    "filesystem",
+    "object_name",
+    "open_node",
+    "open_store",
+    "resolve_url",
+    "retrying",
+]
 
 T = TypeVar("T")
 
@@ -200,6 +208,11 @@ def object_name(store: Store, key: str) -> str:
         fs = getattr(store.fs, "sync_fs", store.fs)
         return str(fs.unstrip_protocol(f"{store.path.rstrip('/')}/{key}"))
     return f"{store}/{key}"
+
+
+def array_name(array: zarr.Array[Any]) -> str:
+    """Name an array for people: its path or URL."""
+    return object_name(array.store_path.store, array.store_path.path).rstrip("/")
 
 
 def open_node(
