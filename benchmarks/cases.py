@@ -6,7 +6,9 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,54 @@ def daskdml_sgd(path: Path, replicas: int) -> Result:
             began = time.perf_counter()
             clf.fit(str(path))
             return {"seconds": time.perf_counter() - began, **_solution(clf)}
+
+
+def daskdml_checkpointed(path: Path, work: str, where: str, every: str) -> Result:
+    """A fit of about half a minute that keeps checkpoints: in a folder, on S3, or nowhere.
+
+    `resume` has the seconds that the same call takes once it has ended.
+    """
+    import daskdml
+    from daskdml.io import open_dataset, open_ratings
+
+    if work == "sgd":
+        data: Any = open_dataset(path)
+        model: Any = daskdml.SGDClassifier(
+            loss="log_loss", max_iter=20, tol=None, n_replicas=2, random_state=0
+        )
+    else:
+        data = open_ratings(path)
+        model = daskdml.MatrixFactorization(32, max_iter=20, tol=0.0, random_state=0)
+    with _cluster(2) as (client, _), _place(where) as (url, options):
+        keeping = {"checkpoint": url, "every": every, "storage_options": options} if url else {}
+        times = []
+        for _ in range(1 + bool(url)):
+            with daskdml.Engine(client, **keeping):
+                began = time.perf_counter()
+                model.fit(data)
+                times.append(time.perf_counter() - began)
+        size = None
+        if url:
+            from daskdml.engine.checkpoint import checkpoint_place, list_checkpoints
+
+            size = list_checkpoints(checkpoint_place(url, 0, 1, options))[1][0]
+    return {
+        "seconds": times[0], "resume": times[-1], "nbytes": size and size["nbytes"],
+        "written": size and size["number"],
+    }  # fmt: skip
+
+
+@contextmanager
+def _place(where: str) -> Iterator[tuple[str | None, Any]]:
+    """A folder for checkpoints: nowhere, on this disk, or on an S3 server of a process."""
+    if where == "s3":
+        from tests.conftest import serving_s3
+
+        with serving_s3() as server:
+            yield server.url("fit"), server.storage_options
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield (f"{folder}/fit" if where == "disk" else None), None
 
 
 def daskdml_pca(path: Path, n_components: int) -> Result:

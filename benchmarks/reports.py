@@ -176,6 +176,28 @@ def overlapping(work: Workload, folder: Path, runs: int) -> list[Row]:
     return [{"case": name, **result}]
 
 
+def checkpoints(work: Workload, folder: Path, runs: int) -> list[Row]:
+    """Twenty epochs of SGD and twenty sweeps of ALS that keep checkpoints, and do not."""
+    from benchmarks.ratings_data import W4
+    from daskdml.io import convert_ratings
+
+    ratings = folder / f"w4-{W4.ratings}.zarr"
+    if not ratings.exists():
+        drawn = W4.generate()
+        convert_ratings((drawn.user, drawn.item, drawn.rating), ratings)
+    rows: list[Row] = []
+    for name, path in (("sgd", work.write(folder)), ("als", ratings)):
+        for where, every in (("nowhere", "-"), ("disk", "60s"), ("disk", "1s"), ("s3", "1s")):
+            keep = {"where": where, "every": "60s" if every == "-" else every}
+            result = median_run(runs, "daskdml_checkpointed", path=path, work=name, **keep)
+            told = "no checkpoints"
+            if where != "nowhere":
+                size = f"{result['written']} of {result['nbytes'] / 1e6:.2f} MB"
+                told = f"every {every} on {where}: {size}; once more: {result['resume']:.2f} s"
+            _add(rows, f"{name}, {told}", result)
+    return rows
+
+
 REPORTS: dict[str, Callable[[Workload, Path, int], list[Row]]] = {
     "w1": second_order,
     "w1-sgd": sgd,
@@ -187,6 +209,7 @@ REPORTS: dict[str, Callable[[Workload, Path, int], list[Row]]] = {
     "growth": growth,
     "overlap": overlapping,
     "stores": stores,
+    "checkpoints": checkpoints,
 }
 
 

@@ -49,8 +49,8 @@ def _row(entry: dict[str, Any]) -> tuple[str, ...]:
         "" if entry[what] is None else format(entry[what], pattern)
         for what, pattern in (("objective", ".10g"), ("gap", ".2g"))
     )
-    size = bytes_text(entry["nbytes"])
-    return entry["name"], written, str(entry["n_iter"]), objective, gap, size
+    step = f"{entry['n_iter']}{', the end' if entry['ended'] else ''}"
+    return entry["name"], written, step, objective, gap, bytes_text(entry["nbytes"])
 
 
 if __name__ == "__main__":

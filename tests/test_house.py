@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_no_floor_knows_the_one_above():
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_each_dependency_has_a_lower_bound():
+    """No release is installed that the tests never ran on, as far back as that can be said."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [name for extra in project["optional-dependencies"].values() for name in extra]
+    for requirement in [*project["dependencies"], *extras]:
+        assert ">=" in requirement or requirement.startswith("daskdml["), requirement
 
 
 def test_run_says_what_it_knows():

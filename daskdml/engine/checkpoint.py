@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from typing import Any
 from dask.utils import parse_timedelta
 
 from daskdml.io.options import StorageOptions, quiet
-from daskdml.io.states import DamagedError, decode_state, encode_state
+from daskdml.io.states import DamagedError, decode_state, digest, encode_state
 from daskdml.io.store import filesystem, is_local, resolve_url, retrying
 
 POINTER = "latest.json"
@@ -65,15 +66,12 @@ class Checkpoints:
         self._writing: Future[None] | None = None
         self._last = time.monotonic()
         self._fit: dict[str, Any] | None = None
+        self.claimed = False
         self._listed: list[dict[str, Any]] = []
         self._try_to_write()
         found = _pointer(self._fs, self._path, place.url)
         if found is not None and found[1]:
             self._fit, self._listed = found
-
-    def recall(self, key: str) -> Any:
-        """What the fingerprint of the checkpoints that are there says, or None."""
-        return None if self._fit is None else self._fit.get(key)
 
     def claim(self, fingerprint: Mapping[str, Any]) -> None:
         """Say which fit this is.
@@ -97,7 +95,12 @@ class Checkpoints:
                     f"{self.place.url} has checkpoints of another fit: {key} was {a!r} and is now "
                     f"{b!r}; name another URL, or remove that folder"
                 )
-        self._fit = ours
+        self._fit, self.claimed = ours, True
+
+    @property
+    def mark(self) -> str:
+        """Digits of the fit that was claimed."""
+        return digest(self._fit)
 
     def load(self) -> Any:
         """The newest state that is whole, or None where there is none."""
@@ -115,13 +118,22 @@ class Checkpoints:
                 )  # fmt: skip
         return None
 
-    def offer(self, state: Callable[[], Any], facts: Mapping[str, Any]) -> None:
-        """Write a state if the last one is old enough and written."""
-        if self._writing is not None and self._writing.done():
+    def offer(self, state: Callable[[], Any], facts: Mapping[str, Any], now: bool = False) -> bool:
+        """Write a state if the last one is old enough and written; or `now`, after the last one.
+
+        Where no time is to pass between two, each is written, and waits for the one before.
+
+        `state` is called by the thread that writes. Tells whether it will be.
+        """
+        now = now or self.place.every == 0
+        if self._writing is not None and (now or self._writing.done()):
             self._written()
-        if self._writing is None and time.monotonic() - self._last >= self.place.every:
-            self._last = time.monotonic()
-            self._writing = self._thread.submit(self._write, state(), dict(facts))
+        due = now or time.monotonic() - self._last >= self.place.every
+        if self._writing is not None or not due:
+            return False
+        self._last = time.monotonic()
+        self._writing = self._thread.submit(self._write, state, dict(facts))
+        return True
 
     def close(self) -> None:
         """Wait until what is being written is written."""
@@ -139,9 +151,9 @@ class Checkpoints:
                 RuntimeWarning, stacklevel=3,
             )  # fmt: skip
 
-    def _write(self, state: Any, facts: dict[str, Any]) -> None:
+    def _write(self, state: Callable[[], Any], facts: dict[str, Any]) -> None:
         number = 1 + max((entry["number"] for entry in self._listed), default=0)
-        name, encoded = f"{number:06d}.state", encode_state(state)
+        name, encoded = f"{number:06d}.state", encode_state(state())
         retrying(lambda: self._put(name, encoded), f"writing {self.place.url}/{name}")
         entry = {"number": number, "name": name, "nbytes": len(encoded), "written": time.time()}
         listed = [entry | facts, *self._listed]
@@ -171,7 +183,7 @@ class Checkpoints:
     def _get(self, name: str) -> bytes:
         return bytes(self._fs.cat_file(f"{self._path}/{name}"))
 
-    def _put(self, name: str, data: bytes) -> None:
+    def _put(self, name: str, data: bytes | bytearray) -> None:
         """Put an object in one piece: object stores do so by themselves."""
         target = f"{self._path}/{name}"
         if self._renames:
@@ -182,10 +194,9 @@ class Checkpoints:
             self._fs.pipe_file(target, data)
 
     def _remove(self, name: str) -> None:
-        try:
-            self._fs.rm_file(f"{self._path}/{name}")
-        except FileNotFoundError:
-            return
+        target, what = f"{self._path}/{name}", f"removing {self.place.url}/{name}"
+        with contextlib.suppress(FileNotFoundError):
+            retrying(lambda: self._fs.rm_file(target), what)
 
 
 def _folder(place: CheckpointPlace) -> tuple[Any, str]:
@@ -205,13 +216,19 @@ def _pointer(fs: Any, path: str, url: str) -> tuple[dict[str, Any], list[dict[st
     try:
         pointer = json.loads(text)
         fit, listed = dict(pointer["fit"]), list(pointer["checkpoints"])
-        if not all(_NAME.fullmatch(entry["name"]) for entry in listed):
-            raise ValueError("names that no checkpoint has")
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(_NAME.fullmatch(e["name"]) and type(e["number"]) is int for e in listed):
+            raise ValueError("names or numbers that no checkpoint has")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{name} is no list of checkpoints; name another URL, or remove it"
         ) from error
     return fit, listed
+
+
+def recall(place: CheckpointPlace, key: str) -> Any:
+    """What the fingerprint of the checkpoints that are at a place says, or None."""
+    found = _pointer(*_folder(place), place.url)
+    return found[0].get(key) if found is not None and found[1] else None
 
 
 def list_checkpoints(place: CheckpointPlace) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -78,12 +78,15 @@ class ReadTiles:
         Bytes that may stay pinned in a process; None where none are looked for either.
     spare : int
         Bytes of free buffers that a process may keep for the next read.
+    graph : str
+        Name of the graph that reads.
     """
 
     ratings: Ratings
     token: str
     budget: int | None
     spare: int
+    graph: str
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,10 @@ def load_tile(
     if how.budget is not None:
         kept = PINNED.get(how.token, index)
         if kept is not None:
-            record = replace(kept.record, nbytes=0, worker=worker_name(), pinned=True,
-                             load_began=began, load_ended=began, read=0.0, decode=0.0)  # fmt: skip
+            record = replace(
+                kept.record, graph=how.graph, nbytes=0, worker=worker_name(), pinned=True,
+                load_began=began, load_ended=began, read=0.0, decode=0.0,
+            )  # fmt: skip
             return LoadedTile(kept.blocks, record)
     if not how.ratings.in_memory:
         buffers.set_limit(how.spare)
@@ -145,7 +150,7 @@ def load_tile(
                 stripes.append(beside(stripe, offsets))
             blocks[rows.start, piece.start] = below(stripes)
     record = BlockRecord(
-        how.token, index, sum(b.nnz for b in blocks.values()), stats.nbytes, worker_name(), False,
+        how.graph, index, sum(b.nnz for b in blocks.values()), stats.nbytes, worker_name(), False,
         began, time.time(), stats.read_seconds, stats.decode_seconds,
     )  # fmt: skip
     loaded = LoadedTile(blocks, record)

@@ -9,7 +9,7 @@ from; bounded staleness is such an edge that reaches further back.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dask.task_spec import DataNode, List, Task, TaskRef
@@ -38,13 +38,15 @@ class Group:
 class Graph:
     """Tasks by key, the keys whose results are wanted, and the lane of each lane's task.
 
-    Results of `kept` keys stay where they are, for a later graph to start from.
+    Results of `kept` keys stay where they are, for a later graph to start from. Records of its
+    blocks have its name.
     """
 
     tasks: dict[Any, Any]
     wanted: list[Any]
     lane_of: dict[Any, int] = field(default_factory=dict)
     kept: list[Any] = field(default_factory=list)
+    name: str = ""
 
 
 def group_rows(chunk_bounds: Sequence[int], row_nbytes: int, target: int) -> tuple[Group, ...]:
@@ -69,7 +71,7 @@ def group_rows(chunk_bounds: Sequence[int], row_nbytes: int, target: int) -> tup
 
 def _how(graph: dict[Any, Any], name: str, read: tasks.Read) -> TaskRef:
     key = f"{name}-how"
-    graph.setdefault(key, DataNode(key, read))
+    graph.setdefault(key, DataNode(key, replace(read, graph=name)))
     return TaskRef(key)
 
 
@@ -83,7 +85,7 @@ def _load(
         return [key]
     made, arrays = block_tasks(read.source, name, group.start, group.stop, gate)
     nested = List(*(List(*map(TaskRef, keys)) for keys in arrays))
-    about = (read.token, group.index, group.start, group.rows, read.source.dtype)
+    about = (name, group.index, group.start, group.rows, read.source.dtype)
     graph.update(made)
     graph[key] = Task(key, tasks.assemble, *about, nested, *gate)
     return [*made, key]
@@ -133,7 +135,7 @@ def pass_graph(
             graph[key] = Task(key, tasks.compute, TaskRef(fn_key), TaskRef(load))
             lane_of.update(dict.fromkeys([*loads, key], lane))
     parts: list[Any] = [(name, i) for i in sorted(g.index for lane in lanes for g in lane)]
-    return Graph(graph | tree(f"{name}-sum", parts), [(f"{name}-sum", -1)], lane_of)
+    return Graph(graph | tree(f"{name}-sum", parts), [(f"{name}-sum", -1)], lane_of, name=name)
 
 
 def tree(name: str, keys: Sequence[Any]) -> dict[Any, Task]:
@@ -221,4 +223,4 @@ def rounds_graph(
         graph[after] = Task(after, tasks.merge_round, TaskRef(fns), before, base, *results)
         lane_of[after] = 0
     wanted = [(f"{name}-state", t) for t in range(len(schedule) - stale, len(schedule))]
-    return Graph(graph, wanted, lane_of)
+    return Graph(graph, wanted, lane_of, name=name)

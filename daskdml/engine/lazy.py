@@ -1,4 +1,4 @@
-"""Rows -> predictions as a Dask array, or streamed into a Zarr array that a rerun completes."""
+"""Rows -> predictions as a Dask array, or streamed into a Zarr array, whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 import zarr
-from dask.base import tokenize
-from zarr.core.sync import sync
+from dask import config
+from dask.base import TokenizationError, tokenize
 
 from daskdml.engine.graphs import Group
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Engine
-from daskdml.io.arrays import create_array
-from daskdml.io.options import StorageOptions, quiet
+from daskdml.io.arrays import apart, array_at_root
+from daskdml.io.journal import finished_chunks, run_of
+from daskdml.io.options import quiet
 from daskdml.io.sources import AnySource, DaskSource, Source
-from daskdml.io.store import open_store, resolve_url, retrying
+from daskdml.io.staging import Staging, stage
+from daskdml.io.store import array_name, open_store, resolve_url, retrying
 from daskdml.kernels.block import Block
 from daskdml.kernels.targets import DataError, explain
 
@@ -85,15 +87,14 @@ class WriteRows:
     """Block -> 1, once ``fn(rows)`` is in the chunk of the output that the block's rows have."""
 
     fn: Rows
-    url: str
-    options: StorageOptions | None
+    array: zarr.Array[Any]
 
     def __call__(self, block: Block) -> int:
         """Write the block's rows."""
         rows = self.fn(block.X)
-        array = zarr.open_array(open_store(self.url, self.options, read_only=False), mode="r+")
         stop = block.start + block.n_rows
-        what = f"writing rows {block.start}:{stop} of {self.url}"
+        what = f"writing rows {block.start}:{stop} of {array_name(self.array)}"
+        array = apart(self.array)  # a store keeps what it has opened, and tasks change nothing
         retrying(lambda: array.__setitem__(slice(block.start, stop), rows), what)
         return 1
 
@@ -112,7 +113,7 @@ def stream_rows(
     names : list of str or None
         What numbers stand for, noted as the attribute ``class_names``.
     out : str
-        URL of the array.
+        URL of the array, which appears there once it is whole.
     options : dict or None
         Options of its file system.
 
@@ -125,7 +126,9 @@ def stream_rows(
     TypeError
         If the rows are Dask's.
     FileExistsError
-        If `out` holds anything but an earlier attempt at the same rows and the same model.
+        If `out` holds anything but predictions of the same model for the same rows.
+    RuntimeError
+        If another process is writing there.
     """
     if isinstance(source, DaskSource):
         raise TypeError(
@@ -133,49 +136,73 @@ def stream_rows(
             "predict(X).to_zarr(url)"
         )
     bounds, sample = source.chunk_bounds, _probe(source, fn)
-    n, rows = source.n_rows, max(bounds[1] - bounds[0], -(-MIN_ROWS_BYTES // source.row_nbytes))
-    url = resolve_url(out)
-    token = tokenize(source.token, fn)
-    array, done = _resume(url, options, (n, *sample.shape[1:]), sample.dtype, rows, token)
-    if names is not None and "class_names" not in array.attrs:
-        array.attrs["class_names"] = names
-    starts = [a for i, a in enumerate(range(0, n, rows)) if i not in done]
-    if starts:
-        groups = [Group(a // rows, a, min(a + rows, n)) for a in starts]
-        needs = Needs(work=rows * 16 * (1 + sample[0].size))
-        with engine.open(source, needs, once=True) as data:
-            data.single_pass(WriteRows(fn, url, quiet(options)), "predict", groups, ("X",))
-    array.attrs["complete"] = True
+    rows = max(bounds[1] - bounds[0], -(-MIN_ROWS_BYTES // source.row_nbytes))
+    rows = min(rows, source.n_rows)
+    options = quiet(options)
+    shape, url = (source.n_rows, *sample.shape[1:]), resolve_url(out)
+    run = run_of("predict", rows=source.identity, model=_token(fn), shape=list(shape), chunk=rows)
+    whole = _whole(url, options, run)
+    if whole is not None:
+        _write(engine, source, fn, whole, finished_chunks(whole))
+        return zarr.open_array(open_store(url, options), mode="r")
+    staging = _staged(url, options, run)
+    try:
+        array = array_at_root(staging, shape, sample.dtype, rows)
+        _write(engine, source, fn, array, staging.finished(array))
+        attributes = {"predictions": run, "complete": True}
+        staging.commit(attributes | ({} if names is None else {"class_names": names}), array)
+    except BaseException as error:
+        staging.leave(error)
+        raise
     return zarr.open_array(open_store(url, options), mode="r")
 
 
-def _resume(
-    url: str, options: Any, shape: tuple[int, ...], dtype: Any, rows: int, token: str
-) -> tuple[zarr.Array[Any], set[int]]:
-    """The output array, new or as an earlier attempt left it, and the chunks it has."""
+def _write(
+    engine: Engine, source: Source, fn: Rows, array: zarr.Array[Any], finished: set[int]
+) -> None:
+    """Write the chunks that are missing."""
+    n, rows = source.n_rows, array.chunks[0]
+    starts = [a for i, a in enumerate(range(0, n, rows)) if i not in finished]
+    if not starts:
+        return
+    groups = [Group(a // rows, a, min(a + rows, n)) for a in starts]
+    width = int(np.prod(array.shape[1:]))
+    with engine.open(source, Needs(work=rows * 16 * (1 + width)), once=True) as data:
+        data.single_pass(WriteRows(fn, array), "predict", groups, ("X",))
+
+
+def _token(fn: Rows) -> str | None:
+    """Names a model in any process, if that can be done."""
+    try:
+        with config.set({"tokenize.ensure-deterministic": True}):
+            return str(tokenize(fn))
+    except TokenizationError:
+        return None
+
+
+def _whole(url: str, options: Any, run: str | None) -> zarr.Array[Any] | None:
+    """The predictions that are at a URL already, None where there is no array."""
     store = open_store(url, options, read_only=False)
     try:
-        array = zarr.open_array(store, mode="r+")
+        array = retrying(
+            lambda: zarr.open_array(store, mode="r+", config={"write_empty_chunks": True}),
+            f"opening {url}",
+        )
     except (FileNotFoundError, KeyError, ValueError):
-        if not sync(store.is_empty("")):
-            raise FileExistsError(
-                f"{url} holds something that is no Zarr array of predictions; choose another out= "
-                "or remove it"
-            ) from None
-        array = create_array(store, "", shape, dtype, rows)
-        array.attrs["predictions"] = token
-        return array, set()
-    done = {i for i in range(-(-shape[0] // rows)) if _has_chunk(store, i, len(shape))}
-    if "predictions" not in array.attrs and not done and array.shape == shape:
-        array.attrs["predictions"] = token  # an attempt that ended before it could say what it is
-    if array.attrs.get("predictions") != token:
+        return None
+    if run is None or array.attrs.get("predictions") != run:
         raise FileExistsError(
             f"{url} holds an array of another model or of other rows; choose another out= or "
             "remove it"
         )
-    return array, done
+    return array
 
 
-def _has_chunk(store: Any, index: int, ndim: int) -> bool:
-    key = "/".join(["c", str(index), *["0"] * (ndim - 1)])
-    return bool(sync(store.exists(key)))
+def _staged(url: str, options: Any, run: str | None) -> Staging:
+    try:
+        return stage(url, options, run=run, at_root=True)
+    except FileExistsError as error:
+        raise FileExistsError(
+            f"{url} holds something that is no Zarr array of predictions; choose another out= or "
+            "remove it"
+        ) from error

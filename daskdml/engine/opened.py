@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 import uuid
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
 from daskdml.engine import tasks
+from daskdml.engine.ledger import LEDGER, Standing
 from daskdml.engine.memory import MemoryPlan, Needs
 from daskdml.events import BlockEnd, Message, PassEnd, PassStart
 
 if TYPE_CHECKING:
     from daskdml.engine.graphs import Graph
+    from daskdml.engine.journal import Journal
     from daskdml.engine.run import Engine
 
 _SHARE_OF_WORKER = 0.7  # of a Dask worker's limit: beyond it, Dask begins to spill and to pause
@@ -67,14 +70,19 @@ class Opened(ABC):
     """A source opened by an engine. Use as a context manager: leaving it forgets pinned blocks."""
 
     plan: MemoryPlan
+    journal: Journal
 
     def __init__(self, engine: Engine, in_memory: bool) -> None:
         self.engine = engine
         self.token = uuid.uuid4().hex[:12]
         self.runner = engine.runner(in_memory)
+        self._needs = 0, 0  # bytes beside the baseline, and the promise, once there is a plan
+        self.standing = self._claim()
+        weakref.finalize(self, LEDGER.leave, self.token)  # where nobody leaves it
         self.totals = NOTHING
         self.passes = 0
         self.baseline = 0
+        self._resident = 0
         self.peaks: dict[str, int] = {}
         self._under_way: dict[str, int] = {}
         self._names: set[str] = set()
@@ -109,6 +117,9 @@ class Opened(ABC):
     def require(self, needs: Needs, rehearse: Callable[[], None] | None = None) -> None:
         """Plan for what a solver holds; raises MemoryError where it is too much.
 
+        What other fits on the same processes need counts as in use; blocks that they keep in memory
+        have to make room.
+
         Parameters
         ----------
         needs : Needs
@@ -116,8 +127,32 @@ class Opened(ABC):
             Runs the solver's kernels once, in every process, so that compiling them comes before
             the plan and not on top of it. Must be picklable.
         """
-        self.baseline = max(self.baseline, self.runner.resident(rehearse))
-        self.plan = self._plan(needs)
+        shared = self.standing.fits > 1
+        self._resident = max(self._resident, self.runner.resident(rehearse, shared))
+        self.standing = self._claim()
+        try:
+            while True:
+                self.baseline = self._resident + self.standing.needs
+                self.plan = self._plan(needs)
+                self._needs = self.plan.streaming - self.baseline, self.plan.limit
+                counted, self.standing = self.standing.needs, self._claim()
+                if self.standing.needs <= counted:
+                    break
+        except BaseException:
+            self.runner.forget(self.token)
+            raise
+        if self.standing.fits > 1:
+            self.runner.make_room(self.pinnable())
+
+    def _claim(self) -> Standing:
+        return self.runner.claim(self.token, *self._needs)
+
+    def pinnable(self) -> int:
+        """Bytes of blocks that may stay in each process now; each of several fits has as many."""
+        self.standing = self._claim()
+        limit = min(self.plan.limit, self.standing.limit or self.plan.limit)
+        came = self.standing.needs - (self.baseline - self._resident)
+        return replace(self.plan, limit=limit - max(0, came)).pinned // self.standing.fits
 
     def promise(self) -> int:
         """Bytes of resident memory that no worker process will exceed."""
@@ -151,8 +186,9 @@ class Opened(ABC):
         t = totals
         bound = (objective, gap, relative)
         spent = (t.read, t.decode, t.compute, t.wait, t.transfer)
-        index = self._under_way.pop(label)
-        self.engine.tell(PassEnd(label, index, t.seconds, *bound, t.nbytes, *spent))
+        index = self._under_way.pop(label, None)
+        if index is not None:  # else an earlier call of the fit made it
+            self.engine.tell(PassEnd(label, index, t.seconds, *bound, t.nbytes, *spent))
 
     def _note_changes(self, names: set[str]) -> None:
         if self._names and names != self._names:
@@ -169,7 +205,7 @@ class Opened(ABC):
         began = time.time()
 
         def told(record: tasks.BlockRecord) -> None:
-            if record.token == self.token and record.index not in seen:
+            if record.graph == graph.name and record.index not in seen:
                 seen.add(record.index)
                 self._block_end(label, record)
 
@@ -192,8 +228,9 @@ def _totals(
 ) -> PassTotals:
     records = list(records)
     compute = sum(r.compute for r in records)
-    first = min((r.load_began for r in records), default=began)
-    last = max((r.ended for r in records), default=stopped)
+    # A worker's clock may be wrong.
+    first = min(max(began, min((r.load_began for r in records), default=began)), stopped)
+    last = max(min(stopped, max((r.ended for r in records), default=stopped)), began)
     return PassTotals(
         seconds=stopped - began,
         rows=sum(r.rows for r in records),
@@ -202,6 +239,6 @@ def _totals(
         decode=sum(r.decode for r in records),
         compute=compute,
         wait=max(0.0, slots * (stopped - began) - compute),
-        transfer=max(0.0, first - began) + max(0.0, stopped - last),
+        transfer=first - began + stopped - last,
         pinned_rows=sum(r.rows for r in records if r.nbytes == 0 and r.pinned),
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 TOPIC = "daskdml-blocks"
@@ -96,6 +96,49 @@ def compute_permit() -> AbstractContextManager[Any]:
         return THREAD_SLOTS.permit()
     permits = vars(worker).setdefault(_SLOTS, threading.Semaphore(worker.state.nthreads))
     return cast(threading.Semaphore, permits)
+
+
+class _Gate:
+    """Lets so many in at a time as each who comes says."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+
+    @contextmanager
+    def enter(self, n: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._inside < n)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify()
+
+
+_GATES: dict[tuple[str, str], _Gate] = {}  # of each fit with a share, on each worker
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """How many of a fit's tasks may run at once on each Dask worker; 1 where nothing is said."""
+
+    token: str
+    slots: Mapping[str, int]
+
+    def permit(self) -> AbstractContextManager[None]:
+        """What a task of the fit holds while it runs."""
+        name = worker_name()
+        gate = _GATES.setdefault((self.token, name), _Gate())
+        return gate.enter(self.slots.get(name, 1))
+
+
+def forget_allotment(token: str) -> None:
+    """Forget a fit's share."""
+    for key in [key for key in _GATES if key[0] == token]:
+        _GATES.pop(key, None)
 
 
 def tell(record: Any) -> None:

@@ -13,13 +13,17 @@ from dask.utils import parse_bytes
 
 from daskdml.engine import tasks
 from daskdml.engine.checkpoint import checkpoint_place
+from daskdml.engine.cluster import Cluster
 from daskdml.engine.graphs import Graph, Group, group_rows, pass_graph, rounds_graph
+from daskdml.engine.journal import Entry, Journal
 from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
 from daskdml.engine.opened import NOTHING, Opened, PassTotals
 from daskdml.engine.place import global_client
-from daskdml.engine.runners import Cluster, Inline, Runner, Threads, fit_name
+from daskdml.engine.runners import Inline, Runner, Threads, fit_name
+from daskdml.engine.share import share_of
 from daskdml.events import Callback, Event, Message, emit
 from daskdml.io.sources import AnySource
+from daskdml.io.states import digest
 from daskdml.kernels.targets import DataError, check_rows, explain
 
 GROUP_BYTES = 24_000_000  # rows that one task reads, where chunks are smaller
@@ -47,13 +51,32 @@ class Engine:
         Told of each event, in order, on the client.
     checkpoint : str or None, default=None
         URL of a folder in which a fit keeps where it stands; the same fit, called again, goes on
-        from there and ends with the same bits. One folder for one fit; linear models so far.
+        from there and ends with the same bits. One folder for one fit.
     every : str or float, default="60s"
         Time between two checkpoints at least, as in "10s", or seconds.
     keep : int, default=2
         How many checkpoints stay.
     storage_options : dict or None, default=None
         Of the checkpoint's file system.
+    priority : int, default=-10
+        Dask's priority of a fit's tasks. Below 0 other people's tasks, which have 0 unless they
+        ask for something else, go first.
+    max_share : float, default=1.0
+        Part of the cluster's threads that a fit uses at once, at most, and at least one of them;
+        or of this process's. Below 1, reading counts as well as computing.
+    resources : dict or None, default=None
+        Dask's resources that each task takes, as in ``{"GPU": 1}``; workers that have less are
+        left alone.
+    workers : str, int, sequence of them or None, default=None
+        Names or addresses of the workers to be used, and no others; None means all.
+    min_workers : int, default=1
+        How many usable workers must be there before a fit is planned; it waits for them, but not
+        longer than ``daskdml.wait-for-workers`` of Dask's configuration says (five minutes).
+
+    Raises
+    ------
+    ValueError
+        If one of the parameters makes no sense; says which.
 
     Examples
     --------
@@ -76,8 +99,14 @@ class Engine:
         every: str | float = "60s",
         keep: int = 2,
         storage_options: Mapping[str, Any] | None = None,
+        priority: int = -10,
+        max_share: float = 1.0,
+        resources: Mapping[str, float] | None = None,
+        workers: str | int | Sequence[str | int] | None = None,
+        min_workers: int = 1,
     ) -> None:
         self.client = client
+        self.share = share_of(priority, max_share, resources, workers, min_workers)
         self.memory_limit = None if memory_limit is None else int(parse_bytes(memory_limit))
         self.callbacks = tuple(callbacks)
         self.checkpoint = None
@@ -105,10 +134,11 @@ class Engine:
         client = self.client
         if client is not None and not hasattr(client, "scheduler_info"):
             return client
-        if in_memory:
-            return Threads()
-        client = client or global_client()
-        return Threads() if client is None else Cluster(client)
+        client = None if in_memory else client or global_client()
+        if client is None:
+            return Threads().part(self.share.max_share)
+        place = None if self.checkpoint is None else self.checkpoint.url
+        return Cluster(client, self.share, lambda text: self.tell(Message(text)), place)
 
     def open(self, source: AnySource, needs: Needs, once: bool = False) -> Data:
         """Plan a fit over a source; refuses what the memory promise does not allow.
@@ -144,7 +174,9 @@ class Data(Opened):
         self.once = once
         self.source = source
         self.groups = group_rows(source.chunk_bounds, source.row_nbytes, GROUP_BYTES)
+        self.journal = Journal()
         self._where: dict[int, str] = {}
+        self._recalled: set[int] = set()
         self.require(needs)
 
     @property
@@ -201,15 +233,19 @@ class Data(Opened):
         value, totals
         """
         groups = self.groups if groups is None else groups
-        self._start(label, len(groups), sum(g.rows for g in groups))
-        value, totals = None, NOTHING
-        for segment in _batched(groups, SEGMENT_GROUPS):
+        done = self.journal.begin(label)
+        value, totals = done.value, done.totals
+        left = groups[done.segments * SEGMENT_GROUPS :]
+        for n, segment in enumerate(_batched(left, SEGMENT_GROUPS), done.segments + 1):
+            self._start(label, len(left), sum(g.rows for g in left))
             lanes, places = self._lanes(segment)
-            read, held = self._read(parts), self._held(lanes, places)
-            graph = pass_graph(fit_name(label), read, lanes, fn, self.plan.prefetch, held)
+            read, self._recalled = self._read(parts), self._held(lanes, places)
+            prefetch, held = self.plan.prefetch, self._recalled
+            graph = pass_graph(fit_name(label), read, lanes, fn, prefetch, held)
             (part,), spent = self._run(graph, places, label)
             value = part.value if value is None else value + part.value
             totals = totals + spent
+            self.journal.reached(Entry(label, n, value, totals))
         self.totals = self.totals + totals
         return value, totals
 
@@ -228,6 +264,15 @@ class Data(Opened):
             raise
         self.end_pass(label, totals)
         return value
+
+    def identity(self, label: str) -> str:
+        """Digits that tell these rows from others: of their shape, and of three groups of them."""
+        n = len(self.groups)
+        few = [self.groups[k] for k in sorted({0, n // 2, n - 1})]
+        name = f"{label}-identity"
+        found, totals = self.map_reduce(tasks.identify, name, few)
+        self.end_pass(name, totals)
+        return digest((*self.shape, str(self.source.dtype), found))
 
     def leave_out(self, totals: PassTotals) -> None:
         """Do not count the rows of a pass that read no rows of X."""
@@ -249,11 +294,14 @@ class Data(Opened):
             The last s + 1 states after the rounds.
         totals : PassTotals
         """
-        visited = [g for row in schedule for g in row if g is not None]
-        self._start(label, len(visited), sum(g.rows for g in visited))
-        totals, states = NOTHING, list(states)
+        done = self.journal.begin(label)
+        totals, states = done.totals, list(states if done.value is None else done.value)
         replicas = max(len(row) for row in schedule)
-        for segment in _batched(schedule, max(1, SEGMENT_GROUPS // replicas)):
+        rounds = max(1, SEGMENT_GROUPS // replicas)
+        left = schedule[done.segments * rounds :]
+        visited = [g for row in left for g in row if g is not None]
+        for n, segment in enumerate(_batched(left, rounds), done.segments + 1):
+            self._start(label, len(visited), sum(g.rows for g in visited))
             slots = self._slots()
             places = [slots[k * len(slots) // replicas % len(slots)] for k in range(replicas)]
             read = self._read(tasks.ALL_PARTS)
@@ -263,12 +311,13 @@ class Data(Opened):
             ended, spent = self._run(graph, places, label)
             states = ([*states, *(p.value for p in ended)])[-len(states) :]
             totals = totals + spent
+            self.journal.reached(Entry(label, n, states, totals))
         self.totals = self.totals + totals
         return states, totals
 
     def _read(self, parts: tuple[str, ...]) -> tasks.Read:
         pins = not self.source.in_memory and "X" in parts
-        budget = (0 if self.once else self.plan.pinned) if pins else None
+        budget = (0 if self.once else self.pinnable()) if pins else None
         return tasks.Read(self.source, parts, self.token, budget, self.plan.spare)
 
     def _lanes(self, groups: Sequence[Group]) -> tuple[list[list[Group]], list[str]]:
@@ -300,7 +349,9 @@ class Data(Opened):
             first, source = self._first(error), self.source
             raise ValueError(explain(first, source.name, source.feature_names)) from None
         for record in ended[-1].records:
-            if record.pinned:
+            if not record.pinned and record.index in self._recalled:
+                self._where.pop(record.index, None)  # it had to make room for another fit's
+            elif record.pinned:
                 # In this process, a record names a thread.
                 alone = len(self._names) == 1
                 self._where[record.index] = next(iter(self._names)) if alone else record.worker

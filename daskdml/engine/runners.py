@@ -1,6 +1,6 @@
-"""Who executes a graph: threads of this process, this thread, or a Dask cluster.
+"""Who executes a graph: threads of this process or this thread; `cluster` has Dask's workers.
 
-A runner is one small protocol; nothing above this file knows which one it has.
+A runner is one small protocol; nothing above these files knows which one it has.
 """
 
 from __future__ import annotations
@@ -9,30 +9,25 @@ import atexit
 import gc
 import multiprocessing
 import os
-import queue
-import threading
 import uuid
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-import dask
 import dask.callbacks
 import dask.threaded
 import numpy as np
 import psutil
-from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import DataNode
 
 from daskdml.engine import tasks
 from daskdml.engine.cache import PINNED
 from daskdml.engine.graphs import Graph
+from daskdml.engine.ledger import LEDGER, Claim, Standing
 from daskdml.engine.memory import LEFT_BEHIND
-from daskdml.engine.place import THREAD_SLOTS, TOPIC
+from daskdml.engine.place import THREAD_SLOTS
 from daskdml.io import buffers
 from daskdml.kernels.block import Block
 
@@ -71,11 +66,18 @@ class Runner(Protocol):
     def workers(self) -> list[Worker]:
         """The processes there are now."""
 
-    def resident(self, rehearse: Rehearse = None) -> int:
+    def resident(self, rehearse: Rehearse = None, shared: bool = False) -> int:
         """Resident bytes of the fullest process, with all loaded that tasks need.
 
-        `rehearse` runs what a fit computes with, where tasks will.
+        `rehearse` runs what a fit computes with, where tasks will; where the processes are `shared`
+        with other fits, what those hold is left out.
         """
+
+    def claim(self, token: str, need: int, limit: int) -> Standing:
+        """Tell the other fits on the same processes what this one needs; see `Claim`."""
+
+    def make_room(self, nbytes: int) -> None:
+        """Let no fit keep more than so many bytes of pinned blocks in any process."""
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the graph's wanted keys; `places[lane]` is the worker a lane should run on.
@@ -90,7 +92,7 @@ class Runner(Protocol):
         """The values of what earlier graphs kept."""
 
     def forget(self, token: str) -> dict[str, int]:
-        """Drop a fit's pinned blocks everywhere; gives each process's peak resident bytes."""
+        """Drop a fit's pinned blocks and its claim; gives each process's peak resident bytes."""
 
 
 class _Baseline:
@@ -104,13 +106,18 @@ class _Baseline:
     def __init__(self) -> None:
         self._bytes = 0
 
-    def measure(self, load: Callable[[], None]) -> int:
-        """Resident bytes of this process after `load`, all of whose growth counts."""
+    def measure(self, load: Callable[[], None], shared: bool) -> int:
+        """Resident bytes of this process after `load`, all of whose growth counts.
+
+        Where it is `shared` with other fits, what they hold now is not counted, if it is known what
+        was there before them.
+        """
         before = _resident_bytes()
         load()
         now = _resident_bytes()
         known = self._bytes + max(0, now - before)
-        self._bytes = known if known <= now <= known + LEFT_BEHIND else now
+        among = shared and self._bytes > 0 and known < now
+        self._bytes = known if among or known <= now <= known + LEFT_BEHIND else now
         return self._bytes
 
 
@@ -122,14 +129,14 @@ def _resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def make_ready(rehearse: Rehearse = None) -> int:
+def make_ready(rehearse: Rehearse = None, shared: bool = False) -> int:
     """Load all that tasks need, and rehearse; gives the resident bytes of this process then."""
     if multiprocessing.parent_process() is not None:  # a worker, which its nanny ends
         # The last collection of garbage takes most of a second with all that LLVM and SciPy hold,
         # and a nanny that waits too long kills.
         atexit.unregister(gc.freeze)
         atexit.register(gc.freeze)
-    return _BASELINE.measure(partial(_load_all, rehearse))
+    return _BASELINE.measure(partial(_load_all, rehearse), shared)
 
 
 def _load_all(rehearse: Rehearse) -> None:
@@ -164,9 +171,18 @@ class Inline:
         """This process, with one slot."""
         return [Worker("", 1, 0)]
 
-    def resident(self, rehearse: Rehearse = None) -> int:
+    def resident(self, rehearse: Rehearse = None, shared: bool = False) -> int:
         """Resident bytes of this process."""
-        return make_ready(rehearse)
+        return make_ready(rehearse, shared)
+
+    def claim(self, token: str, need: int, limit: int) -> Standing:
+        """Among the fits of this process."""
+        slots = {w.name: w.threads for w in self.workers()}
+        return LEDGER.enter(token, Claim("", need, limit, slots))
+
+    def make_room(self, nbytes: int) -> None:
+        """In this process."""
+        PINNED.cap(nbytes)
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the wanted keys."""
@@ -186,7 +202,8 @@ class Inline:
         return kept
 
     def forget(self, token: str) -> dict[str, int]:
-        """Drop a fit's pinned blocks."""
+        """Drop a fit's pinned blocks and its claim."""
+        LEDGER.leave(token)
         return {"": forget_blocks(token)}
 
 
@@ -201,6 +218,10 @@ class Threads(Inline):
 
     def __init__(self, n: int | None = None) -> None:
         self.n = n or len(os.sched_getaffinity(0))
+
+    def part(self, share: float) -> Threads:
+        """A runner with that part of these slots, and at least one."""
+        return Threads(max(1, int(share * self.n + 1e-9)))
 
     def workers(self) -> list[Worker]:
         """This process, with n slots."""
@@ -227,139 +248,6 @@ class _Listener:
             self._told(value.records[0])
 
 
-class _Ears:
-    """Those who listen to a client's workers: a client can subscribe to a topic only once."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._of: weakref.WeakKeyDictionary[Any, list[Told]] = weakref.WeakKeyDictionary()
-
-    @contextmanager
-    def listening(self, client: Any, told: Told) -> Iterator[None]:
-        """Have every block's record told, from the client's own thread."""
-        with self._lock:
-            listeners = self._of.setdefault(client, [])
-            listeners.append(told)
-            if len(listeners) == 1:
-                client.subscribe_topic(TOPIC, partial(_tell_all, listeners))
-        try:
-            yield
-        finally:
-            with self._lock:
-                listeners.remove(told)
-                if not listeners:
-                    client.unsubscribe_topic(TOPIC)
-
-
-def _tell_all(listeners: list[Told], event: tuple[float, dict[str, Any]]) -> None:
-    for told in tuple(listeners):
-        told(tasks.BlockRecord(**event[1]))
-
-
-_EARS = _Ears()
-
-
-class Cluster:
-    """Runs tasks on a Dask cluster.
-
-    Parameters
-    ----------
-    client : distributed.Client
-        A synchronous client.
-
-    Raises
-    ------
-    TypeError
-        If the client is asynchronous.
-    RuntimeError
-        If it has no workers.
-    """
-
-    def __init__(self, client: Any) -> None:
-        if client.asynchronous:
-            raise TypeError(
-                "this Dask client is asynchronous, and fit waits for its result; use "
-                "Client(..., asynchronous=False), or call fit in another thread"
-            )
-        self.client = client
-
-    @property
-    def dashboard_link(self) -> str | None:
-        """Address of the cluster's dashboard."""
-        return str(self.client.dashboard_link) if "dashboard" in self._services() else None
-
-    def _services(self) -> dict[str, Any]:
-        return self.client.scheduler_info(n_workers=-1).get("services", {})
-
-    def workers(self) -> list[Worker]:
-        """The cluster's workers now, in the order of their addresses."""
-        # Not scheduler_info: it returns what the client keeps, and a refresh without workers, which
-        # the client makes every two seconds, can replace that before it is read.
-        known = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
-        if not known:
-            raise RuntimeError(
-                f"the Dask cluster at {self.client.scheduler.address} has no workers; start some "
-                "(cluster.scale(2)) before fit"
-            )
-        return [
-            Worker(address, int(facts["nthreads"]), int(facts["memory_limit"] or 0))
-            for address, facts in sorted(known.items())
-        ]
-
-    def resident(self, rehearse: Rehearse = None) -> int:
-        """Resident bytes of the fullest worker, with all loaded that tasks need."""
-        # One worker of each machine goes first: the others find in the cache what it compiled.
-        names = [w.name for w in self.workers()]
-        first = list({name.rpartition(":")[0]: name for name in names}.values())
-        known = self.client.run(make_ready, rehearse, workers=first, on_error="ignore")
-        others = [name for name in names if name not in first]
-        if others:
-            known |= self.client.run(make_ready, rehearse, workers=others, on_error="ignore")
-        return max(known.values(), default=0)
-
-    def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
-        """Results of the wanted keys; the calling thread hears of finished blocks meanwhile."""
-        heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        with _EARS.listening(self.client, heard.put):
-            return self._run(graph, places, told, heard)
-
-    def _run(
-        self, graph: Graph, places: Sequence[str], told: Told, heard: queue.SimpleQueue[Any]
-    ) -> list[Any]:
-        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
-            keys = [*graph.wanted, *graph.kept]
-            every = self.client.get(_layers(graph, places), keys, sync=False)
-        futures, kept = every[: len(graph.wanted)], every[len(graph.wanted) :]
-        finished = threading.Event()
-
-        def finish(_: Any) -> None:
-            finished.set()
-            heard.put(None)
-
-        futures[-1].add_done_callback(finish)
-        try:
-            while not finished.is_set():
-                record = heard.get()
-                if record is not None:
-                    told(record)
-            return [*self.client.gather(futures), *kept]
-        except BaseException:
-            self.client.cancel(every, force=True)
-            raise
-
-    def entry(self, key: Any, kept: Any) -> Any:
-        """The future of a result that stayed on the cluster, or a node that holds the value."""
-        return kept if hasattr(kept, "client") else DataNode(key, kept)
-
-    def fetch(self, kept: list[Any]) -> list[Any]:
-        """The values, brought here from the workers."""
-        return list(self.client.gather(kept))
-
-    def forget(self, token: str) -> dict[str, int]:
-        """Drop a fit's pinned blocks on every worker."""
-        return dict(self.client.run(forget_blocks, token, on_error="ignore"))
-
-
 def forget_blocks(token: str) -> int:
     """Forget a fit's pinned blocks and free buffers; gives this process's peak resident bytes."""
     PINNED.drop(token)
@@ -377,20 +265,6 @@ def peak_bytes() -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _layers(graph: Graph, places: Sequence[str]) -> HighLevelGraph:
-    """The graph with each lane's tasks bound, loosely, to its worker."""
-    bound: dict[str, dict[Any, Any]] = {}
-    free: dict[Any, Any] = {}
-    for key, task in graph.tasks.items():
-        lane = graph.lane_of.get(key)
-        (free if lane is None else bound.setdefault(places[lane], {}))[key] = task
-    layers = {"free": MaterializedLayer(free)}
-    for place, part in bound.items():
-        annotations = {"workers": [place], "allow_other_workers": True}
-        layers[place] = MaterializedLayer(part, annotations=annotations)
-    return HighLevelGraph(layers, {name: set(layers) - {name} for name in layers})
 
 
 def fit_name(label: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,12 +15,14 @@ from dask.task_spec import DataNode, List, Task, TaskRef
 from daskdml.engine import factor_tasks
 from daskdml.engine.factor_tasks import ReadTiles, Step, Tile
 from daskdml.engine.graphs import Graph, tree
+from daskdml.engine.journal import Journal
 from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
 from daskdml.engine.opened import Opened, PassTotals
 from daskdml.engine.run import Engine
-from daskdml.engine.runners import fit_name
+from daskdml.engine.runners import Runner, fit_name
 from daskdml.io.factors import FactorStore, StoredFactors
 from daskdml.io.ratings import Ratings, Walk
+from daskdml.io.states import digest
 
 LINEAGE_SECONDS = 10.0  # of sweeps that a lost worker can make Dask repeat
 CURE = (
@@ -64,9 +67,12 @@ class Sweeps(Opened):
         self.width = width
         self.store = store
         self.paired = paired
+        self.journal = Journal()  # of no passes: sweeps are steps
         self._versions = 0
         self._alive: set[str] = set()
+        self._replaced: set[str] = set()
         self._spared: set[str] = set()
+        self._checkpointed: list[set[str]] = []
         self._cut = time.monotonic()
         self.require(needs, rehearse)
 
@@ -161,6 +167,7 @@ class Sweeps(Opened):
         values : list
             What the rule found, block by block.
         held : Held
+            The old ones stay until they are `replaced`.
         totals : PassTotals
         """
         tiles, others = self.tiles[walk], self.tiles["item" if walk == "user" else "user"]
@@ -180,8 +187,8 @@ class Sweeps(Opened):
             )  # fmt: skip
             lanes[key] = at
         kept = [(name, tile.index) for tile in tiles]
-        value, steps, totals = self._swept(name, graph, lanes, len(tiles), len(tiles), kept, label)
-        self._forget(own.name)
+        self._start(label, len(tiles) + len(others), 2 * self.n_rows)  # the other half follows
+        value, steps, totals = self._swept(name, graph, lanes, len(tiles), kept, label)
         return value, Held(steps, stored), totals
 
     def strata(
@@ -250,13 +257,14 @@ class Sweeps(Opened):
             graph[kept[-1]] = Task(kept[-1], factor_tasks.pick, ref, 0)
             lanes[kept[-1]] = k
         kept += [known[-1].key for known in versions]
-        value, steps, totals = self._swept(name, graph, lanes, n, n * n, kept, label)
+        self._start(label, n * n, self.n_rows)
+        value, steps, totals = self._swept(name, graph, lanes, n, kept, label)
         self._forget(*old)
         return value, Held(steps[:n], names[0]), Held(steps[n:], names[1]), totals
 
     def _swept(
-        self, name: str, graph: dict[Any, Any], lanes: dict[Any, int], n: int, n_blocks: int,
-        kept: list[Any], label: str,
+        self, name: str, graph: dict[Any, Any], lanes: dict[Any, int], n: int, kept: list[Any],
+        label: str,
     ) -> tuple[Any, list[Any], PassTotals]:  # fmt: skip
         """Run the graph of a sweep: the sum of what its steps found, and the factors it leaves."""
         parts = []
@@ -266,9 +274,10 @@ class Sweeps(Opened):
             lanes[part] = lanes[key]
             parts.append(part)
         graph |= tree(f"{name}-sum", parts)
-        self._start(label, n_blocks, self.n_rows)
-        whole = Graph(graph, [(f"{name}-sum", -1)], lanes, kept)
+        whole = Graph(graph, [(f"{name}-sum", -1)], lanes, kept, name)
         (part, *steps), totals = self._run(whole, self._places(n), label)
+        if self.store is not None:  # a lost one could not be made again once the old ones are gone
+            steps = [Step(s.factors) for s in self.runner.fetch(steps)]
         self.totals = self.totals + totals
         return part.value, steps, totals
 
@@ -296,7 +305,7 @@ class Sweeps(Opened):
             parts.append(key)
         graph |= tree(f"{name}-sum", parts)
         self._start(label, len(parts), self.n_rows)
-        whole = Graph(graph, [(f"{name}-sum", -1)], lanes)
+        whole = Graph(graph, [(f"{name}-sum", -1)], lanes, name=name)
         (part,), totals = self._run(whole, self._places(len(parts)), label)
         return part.value, totals
 
@@ -364,8 +373,8 @@ class Sweeps(Opened):
     def _how(self, graph: dict[Any, Any], name: str, ratings: Ratings | None) -> TaskRef:
         """How ratings are read; those of the fit stay in memory as far as there is room."""
         key = f"{name}-how"
-        budget = self.plan.pinned if ratings is None and not self.ratings.in_memory else None
-        how = ReadTiles(ratings or self.ratings, self.token, budget, self.plan.spare)
+        budget = self.pinnable() if ratings is None and not self.ratings.in_memory else None
+        how = ReadTiles(ratings or self.ratings, self.token, budget, self.plan.spare, name)
         graph.setdefault(key, DataNode(key, how))
         return TaskRef(key)
 
@@ -403,28 +412,82 @@ class Sweeps(Opened):
             return None
         return StoredFactors(self.store, name, tile.first, tile.sizes, self.width)
 
+    def replaced(self, users: Held, items: Held) -> None:
+        """Remove these factors from the store, unless they are spared: newer ones are whole."""
+        self._forget(users.name, items.name)
+
     def _forget(self, *names: str | None) -> None:
-        """Remove factors that newer ones have replaced, but for those that are spared."""
-        for name in names:
-            if self.store is not None and name in self._alive - self._spared:
-                self.store.remove(name)
-                self._alive.remove(name)
+        """Remove factors, now or once they are spared no longer."""
+        self._replaced |= {name for name in names if name in self._alive}
+        for name in self._replaced - self._spared.union(*self._checkpointed):
+            assert self.store is not None
+            self.store.remove(name)
+            self._alive.remove(name)
+            self._replaced.remove(name)
 
     def spare(self, users: Held, items: Held) -> None:
         """Keep these factors in the store, whatever replaces them; those spared before go."""
         before = self._spared
-        self._spared = {side.name for side in (users, items) if side.name is not None}
+        self._spared = _names(users, items)
         self._forget(*before)
+
+    def spare_for_checkpoint(self, *sides: Held) -> None:
+        """Keep what a checkpoint names, until as many newer ones were begun as will stay."""
+        place = self.engine.checkpoint
+        assert place is not None
+        # One is being written, which will replace the oldest.
+        self._checkpointed = [_names(*sides), *self._checkpointed][: place.keep + 1]
+        self._forget()
+
+    def identity(self, label: str) -> str:
+        """Digits that tell these ratings from others."""
+        ratings = self.ratings
+        p, q = ratings.grid
+        few: list[Any] = [ratings.identity]
+        if ratings.in_memory:  # its identity is of this process
+            cells = {(0, 0), (p // 2, q // 2), (p - 1, q - 1)}
+            blocks = [ratings.read("user", *cell)[0] for cell in sorted(cells)]
+            few = [(b.indptr, b.indices, b.values) for b in blocks]
+        return digest((ratings.shape, str(ratings.dtype), ratings.nnz, repr(ratings.parts), few))
+
+    def written(self, held: Held) -> Callable[[], Any]:
+        """What gives one side's factors as a checkpoint has them: their name, or their values."""
+        if held.name is not None:
+            return partial(str, held.name)
+        return partial(_values, self.runner, list(held.steps))
+
+    def adopt(self) -> None:
+        """Know what an earlier call left in the store."""
+        assert self.store is not None
+        self._alive |= set(self.store.names())
+        numbers = [int(name.rpartition("-")[2]) for name in self._alive]
+        self._versions = max(numbers, default=0)
+
+    def hold(self, walk: Walk, written: Any) -> Held:
+        """Factors that a checkpoint has."""
+        if isinstance(written, str):
+            tiles = [self._where(written, tile) for tile in self.tiles[walk]]
+            return Held([Step((tile,)) for tile in tiles if tile is not None], written)
+        return Held([Step((rows,)) for rows in written])
 
     def settle(self, users: Held, items: Held) -> None:
         """Remove all factors from the store but these."""
+        self._checkpointed = []
         self.spare(users, items)
-        self._forget(*list(self._alive))
+        self._forget(*(self._alive - self._spared))
 
     def fetch(self, held: Held) -> np.ndarray:
         """Factors of one side in this process, (n, width)."""
         steps = self.runner.fetch(held.steps)
         return np.concatenate([factor_tasks.load(step.factors[0]) for step in steps])
+
+
+def _names(*sides: Held) -> set[str]:
+    return {side.name for side in sides if side.name is not None}
+
+
+def _values(runner: Runner, steps: list[Any]) -> tuple[Any, ...]:
+    return tuple(step.factors[0] for step in runner.fetch(steps))
 
 
 def _part(nnz: np.ndarray, tile: Tile, axis: int) -> np.ndarray:

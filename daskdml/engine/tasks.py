@@ -15,9 +15,11 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from daskdml.engine.cache import PINNED
-from daskdml.engine.place import compute_permit, leave_slot, tell, worker_name
+from daskdml.engine.place import Allotment, compute_permit, leave_slot, tell, worker_name
 from daskdml.io import buffers
 from daskdml.io.dask_rows import DaskSource
+from daskdml.io.identity import identity
+from daskdml.io.states import digest
 from daskdml.kernels.block import Block
 from daskdml.kernels.targets import DataError, check_targets
 
@@ -43,6 +45,8 @@ class Read:
         Bytes of blocks that may stay pinned in a process; None where none are looked for either.
     spare : int
         Bytes of free buffers that a process may keep for the next read.
+    graph : str
+        Name of the graph that reads.
     """
 
     source: AnySource
@@ -50,13 +54,17 @@ class Read:
     token: str = ""
     budget: int | None = None
     spare: int = 0
+    graph: str = ""
 
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """What one block took: where, when (seconds since the epoch) and for how long (seconds)."""
+    """What one block took: where, when (seconds since the epoch) and for how long (seconds).
 
-    token: str
+    It names the graph it is of: news can come late or twice.
+    """
+
+    graph: str
     index: int
     rows: int
     nbytes: int
@@ -77,6 +85,11 @@ class Loaded:
 
     block: Block
     record: BlockRecord
+
+
+def identify(block: Block) -> tuple[str, ...]:
+    """Hexadecimal digits that tell a block's rows from others; tuples of them add."""
+    return (digest([identity(part) for part in (block.X, block.y, block.sample_weight)]),)
 
 
 @dataclass(frozen=True)
@@ -131,7 +144,7 @@ def load(how: Read, index: int, start: int, stop: int, *gate: Any) -> Loaded:
         kept = PINNED.get(how.token, index)
         if kept is not None:
             record = BlockRecord(
-                how.token, index, stop - start, 0, worker_name(), True, began, began, 0.0, 0.0
+                how.graph, index, stop - start, 0, worker_name(), True, began, began, 0.0, 0.0
             )  # fmt: skip
             return Loaded(kept, record)
     if not how.source.in_memory:
@@ -143,20 +156,20 @@ def load(how: Read, index: int, start: int, stop: int, *gate: Any) -> Loaded:
     budget = how.budget or 0
     pinned = budget > 0 and PINNED.offer(how.token, index, block, block.nbytes, budget)
     record = BlockRecord(
-        how.token, index, stop - start, stats.nbytes, worker_name(), pinned, began, time.time(),
+        how.graph, index, stop - start, stats.nbytes, worker_name(), pinned, began, time.time(),
         stats.read_seconds, stats.decode_seconds,
     )  # fmt: skip
     return Loaded(block, record)
 
 
 def assemble(
-    token: str, index: int, start: int, rows: int, dtype: Any, arrays: list[list[Any]], *gate: Any
+    graph: str, index: int, start: int, rows: int, dtype: Any, arrays: list[list[Any]], *gate: Any
 ) -> Loaded:
     """A block from arrays that other tasks made (Dask arrays): X's, y's and the weights'."""
     now = time.time()
     X, y, w = (_join(a) for a in arrays)
     block = Block(np.ascontiguousarray(X, dtype=dtype), y, w, start)
-    record = BlockRecord(token, index, rows, 0, worker_name(), False, now, time.time(), 0.0, 0.0)
+    record = BlockRecord(graph, index, rows, 0, worker_name(), False, now, time.time(), 0.0, 0.0)
     return Loaded(block, record)
 
 
@@ -181,6 +194,13 @@ def compute(fn: Callable[[Block], Any], loaded: Loaded) -> Part:
     record = replace(loaded.record, began=began, ended=time.time(), compute=seconds)
     tell(record)
     return Part(value, (record,))
+
+
+def allotted(allotment: Allotment, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``fn(*args, **kwargs)`` within what a fit may use of this worker; waits outside its slots."""
+    leave_slot()
+    with allotment.permit():
+        return fn(*args, **kwargs)
 
 
 def recall(

@@ -16,7 +16,7 @@ from sklearn.base import (
     _fit_context,
 )
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
@@ -27,8 +27,6 @@ from daskdml.kernels.kmeans import Centers
 if TYPE_CHECKING:
     from daskdml.estimators.clustering_fitting import Clustered, ClusterTask
     from daskdml.solvers.minibatch import MiniBatch
-
-LARGEST_SEED = np.iinfo(np.int32).max
 
 
 class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, RowsEstimator):
@@ -67,8 +65,10 @@ class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
                     f"init has shape {init.shape}, but n_clusters={k} and rows of {d} features "
                     f"need {(k, d)}; pass such an array or a name"
                 )
-        seed = int(check_random_state(self.random_state).randint(LARGEST_SEED))
-        return ClusterTask(type(self).__name__.lower(), k, init, self.n_init, seed, began)
+        from daskdml.estimators.fitting import fit_seed
+
+        seed, label = fit_seed(self.random_state), type(self).__name__.lower()
+        return ClusterTask(label, k, init, self.n_init, seed, began, self.get_params())
 
     def _take(self, found: Clustered, source: AnySource) -> None:
         self.cluster_centers_, self.inertia_ = found.centers, found.stats.inertia
@@ -110,7 +110,8 @@ class _Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin
         storage_options : dict or None
             For a URL.
         out : str or None
-            URL of a Zarr array to stream them to, which a rerun completes.
+            URL of a Zarr array to stream them to. It appears there whole; a call that was broken
+            off is gone on with by the same call.
         """
         return self._apply_centers(X, "labels", storage_options, out)
 

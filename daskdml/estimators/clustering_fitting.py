@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from daskdml.engine.memory import Needs
-from daskdml.engine.run import Engine
-from daskdml.estimators.fitting import run_attributes
+from daskdml.engine.run import NOTHING, Engine
+from daskdml.estimators.fitting import resume, run_attributes
 from daskdml.io.sources import AnySource
 from daskdml.kernels.kmeans import Centers, ClusterSums
-from daskdml.solvers.base import Run, running
+from daskdml.solvers.base import Report, Run, Saved, running
 from daskdml.solvers.kmeans import (
     Descent,
+    Moving,
     PassRows,
     draw_sample,
     lloyd,
@@ -43,6 +44,8 @@ class ClusterTask:
     seed : int
     began : float
         When `fit` was called, by ``time.perf_counter()``.
+    parameters : dict
+        Of the estimator.
     """
 
     label: str
@@ -51,6 +54,7 @@ class ClusterTask:
     n_init: int | str
     seed: int
     began: float
+    parameters: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +69,10 @@ class Clustered:
 
 @contextmanager
 def _opened(
-    source: AnySource, task: ClusterTask, batch_size: int = 0, goes_on: bool = False
-) -> Iterator[Run]:
-    """A planned run over the rows, of which a batch is copied at a time."""
+    source: AnySource, task: ClusterTask, batch_size: int = 0, part: bool = False,
+    goes_on: bool = False,
+) -> Iterator[tuple[Run, Saved | None]]:  # fmt: skip
+    """A planned run over the rows, of which a batch is copied at a time; and where it stood."""
     held = pass_needs(task.n_clusters, source)
     batch = min(batch_size, source.n_rows) * source.row_nbytes
     held = replace(held, work=held.work + batch)
@@ -76,10 +81,10 @@ def _opened(
     engine = Engine.current()
     with (
         engine.open(source, Needs()) as data,
-        running(data, task.label, task.began) as run,
+        running(data, task.label, task.began, resumable=not part) as run,
     ):
         data.require(held, partial(rehearse, source.dtype))
-        yield run
+        yield run, None if part else resume(run, task.parameters, seed=task.seed)
 
 
 def _start(run: Run, task: ClusterTask) -> Walked:
@@ -94,25 +99,35 @@ def _start(run: Run, task: ClusterTask) -> Walked:
 
 def fit_kmeans(source: AnySource, task: ClusterTask, tol: float, max_iter: int) -> Clustered:
     """Centers from a sample, then Lloyd's algorithm over all rows."""
-    with _opened(source, task) as run:
-        found: Descent = lloyd(PassRows(run), _start(run, task).centers, tol, max_iter)
-        run.solution = found.solution
+    with _opened(source, task) as (run, saved):
+        if saved is not None and saved.ended is not None:
+            found: Descent = saved.state
+        else:
+            start = Moving(_start(run, task).centers) if saved is None else saved.state
+            found = lloyd(PassRows(run), start, tol, max_iter)
+        best = Report(run.label, NOTHING, found.stats.inertia, None, found.centers)
+        run.finish(found.solution, best)
     return Clustered(found.centers, found.stats, _attributes(run))
 
 
 def fit_minibatch(source: AnySource, task: ClusterTask, solver: MiniBatch) -> Clustered:
     """Centers from a sample, then epochs of mini-batches, and a pass for the inertia."""
-    with _opened(source, task, solver.batch_size) as run:
-        run.solution = solver(run, _start(run, task))
-        stats = PassRows(run).sums(Centers(run.solution.theta))
-    return Clustered(run.solution.theta, stats, _attributes(run), run.solution.state)
+    with _opened(source, task, solver.batch_size) as (run, saved):
+        found = solver(run, None if saved else _start(run, task), saved)
+        state = found.state
+        if found.interrupted:  # a pass would keep the user waiting
+            stats = ClusterSums(state.weights, np.zeros_like(state.centers), state.inertia)
+        else:
+            stats = PassRows(run).sums(Centers(state.centers))
+        run.finish(found, Report(run.label, NOTHING, stats.inertia, None, state.centers))
+    return Clustered(state.centers, stats, _attributes(run), state)
 
 
 def walk_once(
     source: AnySource, task: ClusterTask, solver: MiniBatch, state: Walked | None
 ) -> tuple[Walked, dict[str, Any]]:
     """One epoch of mini-batches, from `state` or from centers sought among these rows."""
-    with _opened(source, task, solver.batch_size, state is not None) as run:
+    with _opened(source, task, solver.batch_size, True, state is not None) as (run, _):
         run.solution = solver(run, _start(run, task) if state is None else state)
     return run.solution.state, _attributes(run)
 

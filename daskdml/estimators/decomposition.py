@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import svd_flip
 from sklearn.utils.validation import check_is_fitted
@@ -119,20 +119,23 @@ class Decomposition(Components):
             raise ValueError(
                 f"n_components={wanted} must be at most {most}, with {n} rows and {d} features"
             )
+        from daskdml.estimators.fitting import fit_seed
         from daskdml.estimators.subspace import find_leading, find_spectrum
 
-        label = type(self).__name__.lower()
+        label, parameters = type(self).__name__.lower(), self.get_params()
         if choose_route(solver, d, wanted, self.n_oversamples) == "covariance_eigh":
-            found, attributes = find_spectrum(source, label, self._centred, wanted)
+            found, attributes = find_spectrum(
+                source, label, self._centred, wanted, began, parameters
+            )
         elif wanted is None:
             raise ValueError(
                 f"the randomized route needs n_components as a number from 1 to {most}, and it is "
                 f"{self.n_components!r}; give one, or take the covariance"
             )
         else:
-            seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+            seed = fit_seed(self.random_state)
             plan = (wanted, self.n_oversamples, n_iter, seed, self.tol)
-            found, attributes = find_leading(source, label, self._centred, *plan, began)
+            found, attributes = find_leading(source, label, self._centred, *plan, began, parameters)
         self._keep(attributes)
         return replace(found, vectors=svd_flip(None, found.vectors, u_based_decision=False)[1])
 
@@ -154,6 +157,7 @@ class Decomposition(Components):
         storage_options : dict or None
             For a URL.
         out : str or None
-            URL of a Zarr array to stream them to, which a rerun completes.
+            URL of a Zarr array to stream them to. It appears there whole; a call that was broken
+            off is gone on with by the same call.
         """
         return self._apply(X, as_they_are, storage_options, out)

@@ -14,20 +14,23 @@ from daskdml.engine.factor_tasks import GATHER_BYTES
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Engine
 from daskdml.engine.sweeps import Held, Sweeps, cut_tiles
-from daskdml.estimators.fitting import sweep_attributes
+from daskdml.estimators.fitting import resume, sweep_attributes
 from daskdml.estimators.recommending import sorted_table
 from daskdml.io.factors import FactorStore, FactorTable, StoredFactors
 from daskdml.io.ratings import Ratings, Walk
 from daskdml.solvers.als import ALS, SolveRows
-from daskdml.solvers.base import running
+from daskdml.solvers.base import RunOf, Saved, Solution, running
 from daskdml.solvers.dsgd import DSGD, EXTRA, Steps, WithSums
 from daskdml.solvers.factorization import (
+    Descent,
     ErrorsOf,
+    FactorSolver,
     FirstFactors,
     KnownFactors,
     Model,
     Stopping,
     factorize,
+    report_of,
 )
 from daskdml.solvers.rehearsal import rehearse_factors
 
@@ -55,6 +58,8 @@ class FactorTask:
         Where factors are to be kept, or None.
     known : tuple of FactorTable or None
         Users and items of an earlier fit, to start from.
+    parameters : dict or None
+        What the result depends on, beside the ratings; None for a part of a fit.
     """
 
     model: Model
@@ -68,43 +73,41 @@ class FactorTask:
     url: str | os.PathLike[str] | None
     options: Any
     known: tuple[FactorTable, FactorTable] | None
+    parameters: dict[str, Any] | None
 
 
 def fit_factors(
     ratings: Ratings, task: FactorTask
 ) -> tuple[tuple[FactorTable, FactorTable], dict[str, Any]]:
     """Plan, make first factors, sweep; gives the tables of users and items, and attributes."""
-    store = None if task.url is None else FactorStore.create(task.url, task.options)
-    try:
-        return _fit(ratings, task, store)
-    except BaseException:
-        if store is not None:
-            store.discard()
-        raise
-
-
-def _fit(
-    ratings: Ratings, task: FactorTask, store: FactorStore | None
-) -> tuple[tuple[FactorTable, FactorTable], dict[str, Any]]:
-    model, stop, paired = task.model, task.stop, task.solver == "sgd"
+    engine, model, paired = Engine.current(), task.model, task.solver == "sgd"
+    store = None if task.url is None else FactorStore.at(task.url, task.options)
     tiles, replicas = _tiles(ratings, task.n_replicas, paired, store is not None)
-    als, dsgd = ALS(), DSGD(task.learning_rate, task.staleness)
     gram = np.zeros((model.k, model.k)) if model.implicit else None
     rule = Steps(model, task.learning_rate) if paired else SolveRows(model, gram)
     rehearse = partial(rehearse_factors, model, (rule, ErrorsOf(model.k, model.mean)))
     width = model.width + EXTRA * paired
-    needs = _needs(ratings, model, tiles, width, paired, store is not None)
+    copies = engine.checkpoint is not None and store is None
+    needs = _needs(ratings, model, tiles, width, paired, store is not None, copies)
+    whole = task.parameters is not None
     with (
-        Sweeps(Engine.current(), ratings, tiles, width, needs, store, paired, rehearse) as data,
-        running(data, f"factorization-{task.solver}", task.began) as run,
+        Sweeps(engine, ratings, tiles, width, needs, store, paired, rehearse) as data,
+        running(data, f"factorization-{task.solver}", task.began, resumable=whole) as run,
     ):
-        if task.validation is not None:
-            stop = replace(stop, validate=partial(_rmse, data, task.model, task.validation))
-        solution = factorize(model, dsgd if paired else als, data, run, stop, _start(data, task))
-        data.settle(*solution.state)
-        users, items = solution.state
-        k = model.width
-        tables = _table(data, "user", users, k), _table(data, "item", items, k)
+        saved = resume(run, task.parameters, seed=model.seed) if task.parameters else None
+        if store is not None:
+            store.begin(None if run.checkpoints is None else run.checkpoints.mark, saved is None)
+            data.adopt()
+        try:
+            solution = _factorize(data, run, task, saved)
+        except BaseException:
+            if store is not None and run.checkpoints is None:
+                store.discard()
+            raise
+        users, items = solution.state.answer
+        data.settle(users, items)
+        run.finish(replace(solution, state=solution.state.written(data)), report_of(solution.state))
+        tables = _table(data, "user", users, model.width), _table(data, "item", items, model.width)
     last = run.history[-1]
     return tables, {
         "stop_reason_": solution.reason,
@@ -113,6 +116,24 @@ def _fit(
         "n_replicas_": replicas,
         **sweep_attributes(run, data, solution),
     }
+
+
+def _factorize(data: Sweeps, run: RunOf[Sweeps], task: FactorTask, saved: Saved | None) -> Solution:
+    """Sweep, from first factors or from where an earlier call stood."""
+    stop, rule = task.stop, task.solver == "sgd"
+    if saved is not None and saved.ended is not None:
+        now = saved.state.held(data)
+        return Solution(np.empty(0), None, *saved.ended, saved.n_iter, now)
+    if task.validation is not None:
+        stop = replace(stop, validate=partial(_rmse, data, task.model, task.validation))
+    solver: FactorSolver = DSGD(task.learning_rate, task.staleness) if rule else ALS()
+    if saved is not None:
+        start, n_iter = saved.state.held(data), saved.n_iter
+        if start.best is not None:
+            data.spare(*start.best)
+    else:
+        start, n_iter = Descent(*_start(data, task)), 0
+    return factorize(task.model, solver, data, run, stop, start, n_iter)
 
 
 def _tiles(
@@ -141,9 +162,9 @@ def _tiles(
 
 def _needs(
     ratings: Ratings, model: Model, tiles: dict[Walk, list[Any]], width: int, paired: bool,
-    in_store: bool,
+    in_store: bool, copied: bool,
 ) -> Needs:  # fmt: skip
-    """Bytes of factors and equations that a worker process holds."""
+    """Bytes of factors and equations that a worker process holds; `copied` into checkpoints."""
     row = width * model.dtype.itemsize
     largest = [max(t.rows for t in side) * row for side in tiles.values()]
     equations = 0 if paired else ALS().needs(model).work
@@ -151,8 +172,9 @@ def _needs(
         most = max(ratings.nnz.sum(axis=0).max(), ratings.nnz.sum(axis=1).max())
         gathered = 0 if paired else min(GATHER_BYTES, min(max(ratings.shape), int(most)) * row)
         return Needs(work=5 * sum(largest) + equations + gathered)
-    # Newest and next factors of both sides may all be in one process.
-    return Needs(work=2 * sum(largest) + equations, held=3 * sum(ratings.shape) * row)
+    # Newest and next factors of both sides may all be in one process, and a copy being written.
+    held = (3 + 2 * copied) * sum(ratings.shape) * row
+    return Needs(work=2 * sum(largest) + equations, held=held)
 
 
 def _start(data: Sweeps, task: FactorTask) -> tuple[Held, Held]:

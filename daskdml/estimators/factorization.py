@@ -218,10 +218,14 @@ class MatrixFactorization(Recommender, BaseEstimator):
             If something is at `factors_url`.
         """
         known = self._tables if self.warm_start and hasattr(self, "_tables") else None
-        seed = draw_seed(self.random_state)
+        from daskdml.estimators.fitting import fit_seed
+
+        seed = fit_seed(self.random_state)
         ratings = self._ratings(X, storage_options, seed)
         limit = self.max_iter or MAX_ITER[self.solver]
-        self._run(ratings, seed, limit, known, factors_url, storage_options)
+        start = None if known is None else tuple(_known(table) for table in known)
+        parameters = self.get_params() | {"start": start, "factors": factors_url is not None}
+        self._run(ratings, seed, limit, known, factors_url, storage_options, parameters)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -252,7 +256,7 @@ class MatrixFactorization(Recommender, BaseEstimator):
         seed = draw_seed(self.random_state)
         ratings = self._ratings(X, storage_options, seed)
         mean, seen = getattr(self, "mean_", None), getattr(self, "_seen", ())
-        self._run(ratings, seed, 1, known, None, None, mean)
+        self._run(ratings, seed, 1, known, None, None, None, mean)
         if known is not None:
             users, items = self._tables
             self._tables = merged(known[0], users), merged(known[1], items)
@@ -280,7 +284,7 @@ class MatrixFactorization(Recommender, BaseEstimator):
     def _run(
         self, ratings: Ratings, seed: int, max_iter: int,
         known: tuple[FactorTable, FactorTable] | None, url: Any, options: Any,
-        mean: float | None = None,
+        parameters: dict[str, Any] | None, mean: float | None = None,
     ) -> None:  # fmt: skip
         from daskdml.estimators.factor_fitting import FactorTask, fit_factors
         from daskdml.solvers.factorization import Model, Stopping
@@ -301,6 +305,7 @@ class MatrixFactorization(Recommender, BaseEstimator):
         task = FactorTask(
             model, self.solver, Stopping(max_iter, self.tol, None, self.n_iter_no_change), began,
             validation, self.learning_rate, self.staleness, self.n_replicas, url, options, known,
+            parameters,
         )  # fmt: skip
         self._tables, attributes = fit_factors(train, task)
         for name, value in attributes.items():
@@ -311,6 +316,11 @@ class MatrixFactorization(Recommender, BaseEstimator):
         if self.reg is not None:
             return float(self.reg)
         return (IMPLICIT_REG if self.feedback == "implicit" else REG)[self.reg_scaling]
+
+
+def _known(table: FactorTable) -> Any:
+    """What tells factors to start from: their values, or where they are stored."""
+    return table.rows if table.in_memory else repr(table.rows)
 
 
 def as_ratings(X: Any, options: Any, seed: int) -> Ratings:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
 
 from daskdml import __version__
 from daskdml.diagnostics.history import History
+from daskdml.engine.checkpoint import recall
 from daskdml.engine.memory import Needs
 from daskdml.engine.opened import Opened
 from daskdml.engine.run import Engine
@@ -23,6 +26,7 @@ from daskdml.kernels.targets import LabelSummary, Targets
 from daskdml.solvers.base import (
     Problem,
     RunOf,
+    Saved,
     Solution,
     minimise,
     running,
@@ -52,12 +56,12 @@ class Task:
     fit_intercept : bool
     began : float
         When `fit` was called, by ``time.perf_counter()``.
+    parameters : dict
+        Of the estimator.
     start : callable or None
         `Problem` -> parameters (K, d + 1) in its coordinates, for a warm start.
     replicas : Replicas or None
         Of local SGD, for "sgd".
-    unseeded : bool
-        Whether the replicas' seed is any: a fit that goes on takes that of its beginning.
     """
 
     label: str
@@ -68,9 +72,9 @@ class Task:
     max_iter: int
     fit_intercept: bool
     began: float
+    parameters: dict[str, Any]
     start: Callable[[Problem], np.ndarray] | None = None
     replicas: Replicas | None = None
-    unseeded: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,17 +87,54 @@ class Fitted:
     attributes: dict[str, Any]
 
 
+def resume(run: RunOf[Any], parameters: Mapping[str, Any], **more: Any) -> Saved | None:
+    """Where an earlier call of a fit stood, or None: what its result depends on is compared.
+
+    Parameters
+    ----------
+    run : Run
+    parameters : mapping
+        Of the estimator; ``random_state`` is left out, for what was drawn by it counts.
+    **more
+        What else the result depends on: numbers, or what `digest` tells apart.
+    """
+    if run.checkpoints is None:
+        return None
+    given = {name: value for name, value in parameters.items() if name != "random_state"} | more
+    facts = {name: _plain(value) for name, value in given.items()}
+    n, d = run.data.shape
+    told = {"version": __version__, "estimator": run.label, "shape": f"{n} x {d}"}
+    return run.resume(told | facts | {"data": run.data.identity(run.label)})
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as JSON has it; what is long is told by its digest."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    return digest(value) if isinstance(value, (np.ndarray, tuple)) else repr(value)
+
+
+def fit_seed(random_state: Any) -> int:
+    """A seed from what the user gave; the one that was drawn before where a fit goes on."""
+    place = Engine.current().checkpoint
+    if place is not None and not isinstance(random_state, Integral):
+        seed = recall(place, "seed")
+        if isinstance(seed, int):
+            return seed
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
 def fit_linear(source: AnySource, task: Task) -> Fitted:
     """Plan, scan the targets, find coordinates, minimise."""
     engine = Engine.current()
     with (
         engine.open(source, Needs()) as data,
-        running(data, task.label, task.began, resumable=True) as run,
+        running(data, task.label, task.began) as run,
     ):
-        if task.replicas is not None and task.unseeded and run.checkpoints is not None:
-            seed = run.checkpoints.recall("seed")
-            if isinstance(seed, int):
-                task = replace(task, replicas=replace(task.replicas, seed=seed))
+        seed = None if task.replicas is None else task.replicas.seed
+        saved = resume(run, task.parameters, seed=seed)
         found = scan_targets(data, task.classification, task.label)
         loss, targets, l2 = task.describe(found)
         d = source.n_features
@@ -120,9 +161,9 @@ def fit_linear(source: AnySource, task: Task) -> Fitted:
         coordinates = find_coordinates(
             data, sample or data.groups[:1], task.fit_intercept, task.label
         )
+        data.journal.keep()
         problem = replace(problem, coordinates=coordinates)
         start = task.start(problem) if task.start is not None else None
-        saved = run.resume(_fingerprint(source, task, problem, start))
         solution = minimise(problem, solver, run, task.tol, task.max_iter, start, saved)
     attributes = run_attributes(run, data, solution)
     if isinstance(solver, LocalSGD):
@@ -132,31 +173,6 @@ def fit_linear(source: AnySource, task: Task) -> Fitted:
     if not task.fit_intercept:
         intercept = np.zeros_like(intercept)
     return Fitted(coef, intercept, solution, attributes)
-
-
-def _fingerprint(
-    source: AnySource, task: Task, problem: Problem, start: np.ndarray | None
-) -> dict[str, Any]:
-    """What the result of a linear fit depends on; what is long is told by its digest."""
-    return {
-        "version": __version__,
-        "estimator": task.label,
-        "solver": task.solver,
-        "replicas": None if task.replicas is None else task.replicas.n,
-        "staleness": None if task.replicas is None else task.replicas.staleness,
-        "seed": None if task.replicas is None else task.replicas.seed,
-        "tol": task.tol,
-        "max_iter": task.max_iter,
-        "fit_intercept": task.fit_intercept,
-        "loss": repr(problem.loss),
-        "penalty": problem.l2,
-        "rows": source.n_rows,
-        "features": source.n_features,
-        "dtype": str(source.dtype),
-        "targets": digest(problem.targets),
-        "sampled rows": digest(problem.coordinates),
-        "warm start": digest(start),
-    }
 
 
 def run_attributes(run: RunOf[Any], data: Opened, solution: Solution) -> dict[str, Any]:

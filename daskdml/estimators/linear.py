@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
@@ -164,8 +163,8 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
         warm = self._start if self.warm_start and hasattr(self, "coef_") else None
         task = Task(
             "logistic", True, describe, self.solver, self.tol, self.max_iter,
-            self.fit_intercept, began, warm, self._replicas() if self.solver == "sgd" else None,
-            self.random_state is None,
+            self.fit_intercept, began, self._depends_on(warm is not None), warm,
+            self._replicas() if self.solver == "sgd" else None,
         )  # fmt: skip
         fitted = fit_linear(source, task)
         self.__dict__.pop("n_replicas_", None)
@@ -174,11 +173,15 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
         self._keep(fitted.attributes)
         return self
 
+    def _depends_on(self, warm: bool) -> dict[str, Any]:
+        """What the result depends on, beside the data."""
+        return self.get_params() | {"warm start": (self.coef_, self.intercept_) if warm else None}
+
     def _replicas(self) -> Replicas:
+        from daskdml.estimators.fitting import fit_seed
         from daskdml.solvers.local_sgd import Replicas
 
-        seed = check_random_state(self.random_state).randint(np.iinfo(np.int32).max)
-        return Replicas(self.n_replicas, self.staleness, int(seed))
+        return Replicas(self.n_replicas, self.staleness, fit_seed(self.random_state))
 
     def _start(self, problem: Problem) -> np.ndarray:
         coef, intercept = self._matrices()
@@ -246,7 +249,7 @@ class _LeastSquares(ScoreMixin, RegressorMixin, LinearEstimator):
 
         task = Task(
             type(self).__name__.lower(), False, describe, "auto",
-            self.tol, 20, self.fit_intercept, began,
+            self.tol, 20, self.fit_intercept, began, self.get_params(),
         )  # fmt: skip
         fitted = fit_linear(source, task)
         self.coef_ = fitted.coef[0]

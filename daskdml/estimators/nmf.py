@@ -6,9 +6,7 @@ import time
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
-import numpy as np
 from sklearn.base import _fit_context
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
@@ -147,12 +145,13 @@ class NMF(Components):
                 f"init={init!r} needs n_components of at most {min(n, d)}, with {n} rows and {d} "
                 f"features, and it is {K}; take fewer, or init='random'"
             )
+        from daskdml.estimators.fitting import fit_seed
         from daskdml.estimators.nmf_fitting import Penalties, find_factors
 
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        seed = fit_seed(self.random_state)
         penalties = Penalties(*self._row_penalty(d), *self._penalty(self._alpha_H(), n))
         found, attributes = find_factors(
-            source, K, penalties, init, seed, self.tol, self.max_iter, began
+            source, K, penalties, init, seed, self.tol, self.max_iter, began, self.get_params()
         )
         self.components_, self.n_components_ = found.H, K
         self.reconstruction_err_ = found.error
@@ -169,7 +168,8 @@ class NMF(Components):
         storage_options : dict or None
             For a URL.
         out : str or None
-            URL of a Zarr array to stream them to, which a rerun completes.
+            URL of a Zarr array to stream them to. It appears there whole; a call that was broken
+            off is gone on with by the same call.
         """
         check_is_fitted(self)
         l1, l2 = self._row_penalty(self.n_features_in_)

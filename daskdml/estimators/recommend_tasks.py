@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.abc.store import Store
 
 from daskdml.engine.each import Each
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Engine
-from daskdml.io.arrays import create_array
+from daskdml.io.arrays import staged_array
 from daskdml.io.factors import FactorTable
+from daskdml.io.identity import array_digest
+from daskdml.io.journal import run_of
 from daskdml.io.ratings import Ratings, Side
 from daskdml.io.staging import stage
 from daskdml.io.store import open_store, resolve_url, retrying
@@ -154,15 +155,16 @@ def recommend(
 
 @dataclass(frozen=True)
 class WriteLists:
-    """Number of a batch -> 1, once its lists are in their chunks."""
+    """Number of a batch that is missing -> 1, once its lists are in their chunks."""
 
     users: Users
     lists: Lists
-    store: Store
-    prefix: str
+    arrays: dict[str, zarr.Array[Any]]
+    missing: tuple[int, ...]
 
-    def __call__(self, number: int) -> int:
+    def __call__(self, at: int) -> int:
         """Write one batch."""
+        number = self.missing[at]
         ids = self.users.batch(number)
         places, scores = self.lists(ids)
         sides = [table.side for table in self.lists.tables]
@@ -172,9 +174,9 @@ class WriteLists:
             "scores": scores,
         }
         rows = slice(number * USERS, number * USERS + len(ids))
-        for name, values in columns.items():
-            array = zarr.open_array(self.store, path=self.prefix + name, mode="r+")
-            retrying(partial(array.__setitem__, rows, values), f"writing {name} of batch {number}")
+        for name, array in self.arrays.items():
+            put = partial(array.__setitem__, rows, columns[name])
+            retrying(put, f"writing {name} of batch {number}")
         return 1
 
 
@@ -187,30 +189,47 @@ def stream_recommendations(
     users: np.ndarray, model: Model, tables: Tables, seen: Sequence[Ratings], k: int, out: str,
     options: Any,
 ) -> zarr.Group:  # fmt: skip
-    """Write the lists of users to a new Zarr group, which appears there whole."""
-    url, batches = resolve_url(out), Users(users)
-    staging = stage(url, options)
+    """Write the lists of users to a new Zarr group, which appears there whole.
+
+    Broken off, it is gone on with from the batches that are there.
+    """
+    url, batches, n = resolve_url(out), Users(users), len(users)
+    run = run_of(
+        "recommend", users=array_digest(users), model=model, k=k,
+        tables=_all(table.identity for table in tables), seen=_all(r.content for r in seen),
+    )  # fmt: skip
+    staging = stage(url, options, run=run)
     try:
-        n = len(users)
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "users": ((n,), np.int64), "items": ((n, k), np.int64), "scores": ((n, k), model.dtype)
         }  # fmt: skip
-        for name, (shape, dtype) in shapes.items():
-            create_array(staging.store, staging.prefix + name, shape, np.dtype(dtype), USERS)
+        arrays = {
+            name: staged_array(staging, name, shape, np.dtype(dtype), USERS)
+            for name, (shape, dtype) in shapes.items()
+        }
+        finished = set.intersection(*map(staging.finished, arrays.values()))
+        missing = tuple(i for i in range(batches.n) if i not in finished)
         lists = _lists(model, tables, seen, k)
-        task = WriteLists(batches, lists, staging.store, staging.prefix)
-        with _each(batches.n, lists) as each:
-            each.sum(task, "recommend")
+        if missing:
+            with _each(len(missing), lists) as each:
+                each.sum(WriteLists(batches, lists, arrays, missing), "recommend")
         names = {
             f"{what}_names": table.side.ids.tolist()
             for what, table in zip(("user", "item"), tables, strict=True)
             if table.side.ids.dtype.kind == "U"
         }
-        staging.commit({"daskdml": {"kind": "recommendations", "prefix": staging.prefix}, **names})
-    except BaseException:
-        staging.abandon()
+        own = {"kind": "recommendations", "complete": True, "prefix": staging.prefix}
+        staging.commit({"daskdml": own, **names})
+    except BaseException as error:
+        staging.leave(error)
         raise
     return zarr.open_group(open_store(url, options), mode="r")
+
+
+def _all(facts: Iterable[Any]) -> list[Any] | None:
+    """All of them, or None where one is."""
+    found = list(facts)
+    return None if any(fact is None for fact in found) else found
 
 
 def _each(n: int, lists: Lists) -> Each:

@@ -191,7 +191,8 @@ class Recommender:
         out : str or None
             URL of a new Zarr group to stream the lists to, with arrays "users", "items" and
             "scores"; ids that are strings as codes into its attributes "user_names" and
-            "item_names".
+            "item_names". It appears there whole; a call that was broken off is gone on with by the
+            same call.
         storage_options : dict or None
             For `out`.
 

@@ -376,8 +376,11 @@ peak_memory_, n_features_in_, feature_names_in_
         kind = shaped.get(self.loss)
         return LOSSES[self.loss] if kind is None else kind(float(self.epsilon))
 
-    def _run(self, source: AnySource, start: Any, began: float, **options: Any) -> SGDFitted:
-        fitted = super()._run(source, start, began, **options)
+    def _run(
+        self, source: AnySource, start: Any, began: float, parameters: dict[str, Any] | None,
+        **options: Any,
+    ) -> SGDFitted:  # fmt: skip
+        fitted = super()._run(source, start, began, parameters, **options)
         self.coef_ = fitted.coef[0]
         return fitted
 

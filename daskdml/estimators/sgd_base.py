@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from sklearn.base import is_classifier
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from daskdml.estimators.base import LinearEstimator
@@ -21,8 +20,6 @@ from daskdml.kernels.targets import LabelSummary, Targets
 if TYPE_CHECKING:
     from daskdml.estimators.sgd_fitting import SGDFitted
     from daskdml.io.sources import AnySource
-
-LARGEST_SEED = np.iinfo(np.int32).max
 
 
 class SGDEstimator(LinearEstimator):
@@ -74,7 +71,9 @@ class SGDEstimator(LinearEstimator):
         return self._config(), Targets()
 
     def _options(self) -> dict[str, Any]:
-        seed = int(check_random_state(self.random_state).randint(LARGEST_SEED))
+        from daskdml.estimators.fitting import fit_seed
+
+        seed = fit_seed(self.random_state)
         names = ("tol", "n_iter_no_change", "staleness", "shuffle")
         return {name: getattr(self, name) for name in names} | {"seed": seed}
 
@@ -99,12 +98,14 @@ class SGDEstimator(LinearEstimator):
             source,
             start,
             began,
+            self.get_params() | {"start": (coef_init, intercept_init)},
             max_iter=self.max_iter,
             held_share=self.validation_fraction if self.early_stopping else None,
             certify=self.certify,
         )
         self._epochs = fitted.solution.n_iter
-        if self.tol is not None and not fitted.solution.converged:
+        ended = fitted.solution.converged or fitted.solution.interrupted
+        if self.tol is not None and not ended:
             warnings.warn(
                 f"the fit stopped before convergence: {fitted.solution.reason}; raise max_iter or "
                 "tol, or standardise the features",
@@ -122,17 +123,20 @@ class SGDEstimator(LinearEstimator):
         self._epochs = getattr(self, "_epochs", 0)
         first = self._state if goes_on else None
         epoch = {"max_iter": 1, "first": first, "first_epoch": self._epochs}
-        self._run(source, lambda config: None, began, **epoch)
+        self._run(source, lambda config: None, began, None, **epoch)
         self._epochs += 1
         return self
 
-    def _run(self, source: AnySource, start: Any, began: float, **options: Any) -> SGDFitted:
+    def _run(
+        self, source: AnySource, start: Any, began: float, parameters: dict[str, Any] | None,
+        **options: Any,
+    ) -> SGDFitted:  # fmt: skip
         from daskdml.estimators.sgd_fitting import SGDTask, fit_sgd
 
         scan = is_classifier(self) and "first_epoch" not in options
         task = SGDTask(
             type(self).__name__.lower(), scan, self._describe, self.n_replicas,
-            self._options() | options, began, start,
+            self._options() | options, began, parameters, start,
         )  # fmt: skip
         fitted = fit_sgd(source, task)
         self.__dict__.pop("certificate_", None)

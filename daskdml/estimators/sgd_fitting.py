@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from daskdml.engine.checkpoint import recall
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Data, Engine
-from daskdml.estimators.fitting import run_attributes
+from daskdml.estimators.fitting import resume, run_attributes
 from daskdml.io.sources import AnySource
 from daskdml.kernels.linear import Coordinates
 from daskdml.kernels.sgd import SGDConfig, SGDState
@@ -40,6 +41,8 @@ class SGDTask:
         Further parameters of `SGD`.
     began : float
         When `fit` was called, by ``time.perf_counter()``.
+    parameters : dict
+        What the result depends on, beside the data and options; None for a part of a fit.
     start : callable
         Config -> parameters (K, d + 1) to start from, or None.
     """
@@ -50,6 +53,7 @@ class SGDTask:
     n_replicas: int | None
     options: dict[str, Any]
     began: float
+    parameters: dict[str, Any] | None
     start: Callable[[SGDConfig], np.ndarray | None]
 
 
@@ -72,11 +76,18 @@ def fit_sgd(source: AnySource, task: SGDTask) -> SGDFitted:
     once = options.get("max_iter") == 1 and not again
     with (
         engine.open(source, Needs(), once) as data,
-        running(data, task.label, task.began) as run,
+        running(data, task.label, task.began, resumable=task.parameters is not None) as run,
     ):
+        saved, n_replicas = None, task.n_replicas or _replicas(data)
+        if task.parameters is not None:
+            seed, place = options["seed"], engine.checkpoint
+            if task.n_replicas is None and place is not None:
+                n_replicas = recall(place, "n_replicas") or n_replicas
+            more = {"seed": seed, "n_replicas": n_replicas}
+            saved = resume(run, task.parameters | more)
         found = scan_targets(data, True, task.label) if task.scan else None
+        data.journal.keep()
         config, targets = task.describe(found)
-        n_replicas = task.n_replicas or _replicas(data)
         solver = SGD(config, n_replicas, **task.options)
         problem = Problem(
             config.loss, targets, config.decay, d, config.n_models, config.fit_intercept,
@@ -85,7 +96,8 @@ def fit_sgd(source: AnySource, task: SGDTask) -> SGDFitted:
         rehearse = partial(rehearse_sgd, config, targets, source.dtype)
         data.require(solver.needs(problem, data), rehearse)
         never = -1.0  # SGD stops by a criterion of its own
-        solution = minimise(problem, solver, run, never, solver.max_iter, task.start(config))
+        start = task.start(config)
+        solution = minimise(problem, solver, run, never, solver.max_iter, start, saved)
     attributes = run_attributes(run, data, solution)
     if not solver.certify:
         del attributes["certificate_"]

@@ -10,10 +10,22 @@ import numpy as np
 import zarr
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import MemoryStore, StorePath
 
+from daskdml.io.staging import Staging
 from daskdml.io.store import array_name, object_name, retrying
 
-__all__ = ["CHUNK_BYTES", "COMPRESSOR", "Labels", "RowWriter", "create_array", "default_chunks"]
+__all__ = [
+    "CHUNK_BYTES",
+    "COMPRESSOR",
+    "Labels",
+    "RowWriter",
+    "apart",
+    "array_at_root",
+    "create_array",
+    "default_chunks",
+    "staged_array",
+]
 
 CHUNK_BYTES = 16_000_000
 """Decoded bytes of X in a chunk, where the caller does not choose."""
@@ -67,8 +79,48 @@ def create_array(
             config={"write_empty_chunks": True},  # a missing chunk is damage, never a zero
             overwrite=True,  # of what an attempt cut off by a transient error left
         ),
-        f"creating {object_name(store, name)}",
+        f"creating the array {object_name(store, name)}",
     )
+
+
+def staged_array(
+    staging: Staging, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int
+) -> zarr.Array[Any]:
+    """Give the array that an earlier attempt at the same left, else create it (`create_array`)."""
+    if staging.resumed:
+        found = _left_array(staging.store, staging.prefix + name)
+        wanted = shape, dtype, chunk_rows
+        if found is not None and (found.shape, found.dtype, found.chunks[0]) == wanted:
+            return found
+    return create_array(staging.store, staging.prefix + name, shape, dtype, chunk_rows)
+
+
+def _left_array(store: Store, path: str) -> zarr.Array[Any] | None:
+    try:
+        return retrying(
+            lambda: zarr.open_array(
+                store, path=path, mode="r+", config={"write_empty_chunks": True}
+            ),
+            f"opening {object_name(store, path)}",
+        )
+    except (FileNotFoundError, KeyError, ValueError):
+        return None
+
+
+def apart(array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """The same array, to be written through a store object of its own."""
+    inner, where = array.async_array, array.store_path
+    path = StorePath(where.store.with_read_only(False), where.path)
+    return zarr.Array(type(inner)(inner.metadata, path, inner.config))
+
+
+def array_at_root(
+    staging: Staging, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int
+) -> zarr.Array[Any]:
+    """Give an array that will be the root: chunks can be put, but readers see it once committed."""
+    like = create_array(MemoryStore(), "", shape, dtype, chunk_rows).async_array
+    there = zarr.AsyncArray(like.metadata, StorePath(staging.store), like.config)
+    return zarr.Array(there)
 
 
 class Labels:
@@ -132,16 +184,28 @@ class RowWriter:
         Name of the array.
     chunk_rows : int
         Rows per chunk.
+    array : zarr.Array or None
+        The array itself, where its length is known already; else it grows.
+    n_rows : int
+        Rows that it has already, of whole chunks.
     """
 
-    def __init__(self, store: Store, name: str, chunk_rows: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        chunk_rows: int,
+        array: zarr.Array[Any] | None = None,
+        n_rows: int = 0,
+    ) -> None:
         self._store = store
         self._name = name
         self._rows = chunk_rows
-        self._array: zarr.Array[Any] | None = None
+        self._array = array
         self._rest: np.ndarray | None = None
         self._n_rest = 0
-        self.n_rows = 0
+        self._at = n_rows
+        self.n_rows = n_rows
 
     def append(self, block: np.ndarray) -> None:
         """Add rows; writes the chunks that they fill.
@@ -209,10 +273,11 @@ class RowWriter:
             assert self._rest is not None
             shape, dtype = (0, *rows.shape[1:]), self._rest.dtype
             self._array = create_array(self._store, self._name, shape, dtype, self._rows)
-        array, start = self._array, int(self._array.shape[0])
-        stop = start + len(rows)
+        array, start = self._array, self._at
+        self._at = stop = start + len(rows)
         what = f"writing rows {start}:{stop} of {array_name(array)}"
-        retrying(lambda: array.resize((stop, *rows.shape[1:])), what)
+        if stop > array.shape[0]:
+            retrying(lambda: array.resize((stop, *rows.shape[1:])), what)
         self._put(slice(start, stop), rows)
 
     def _put(self, where: slice, rows: np.ndarray) -> None:

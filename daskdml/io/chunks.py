@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,12 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from daskdml.io import buffers
+from daskdml.io.bounds import check_array
 from daskdml.io.codecs import (
     CHECKSUM_NBYTES,
     ChunkCodec,
     check,
+    check_encoded,
     chunk_codec,
     decode_into,
     with_fast_codecs,
@@ -122,11 +125,12 @@ class ChunkReader:
         self.array = array
         self.strict = strict
         self.shape: tuple[int, ...] = tuple(int(n) for n in array.shape)
-        self.dtype = np.dtype(array.dtype).newbyteorder("=")
         self.chunk_rows = max(int((array.shards or array.chunks)[0]), 1)
-        self._codec = chunk_codec(array)
+        check_array(array, array_name(array), self.chunk_rows)
+        self.dtype = np.dtype(array.dtype).newbyteorder("=")
         self._row_shape = self.shape[1:]
-        self._row_nbytes = int(np.prod(self._row_shape, dtype=np.int64)) * self.dtype.itemsize
+        self._row_nbytes = math.prod(self._row_shape) * self.dtype.itemsize
+        self._codec = chunk_codec(array)
         self._store = array.store_path.store
         self._local = isinstance(self._store, LocalStore)
         self._shards = None if self._local or self._codec else shards_of(array)
@@ -231,9 +235,12 @@ class ChunkReader:
             rows = f"rows {start}:{stop} of {array_name(self.array)}"
             try:
                 out[:] = retrying(lambda: np.asarray(self.array[start:stop]), f"reading {rows}")
-            except (ValueError, RuntimeError) as error:  # what Zarr's codecs raise
+            except OSError:
+                raise
+            except Exception as error:  # whatever Zarr's codecs make of damaged bytes
+                why = f"{type(error).__name__}: {str(error)[:300]}"
                 raise ChunkError(
-                    f"a chunk with some of the {rows} is damaged: {error}; restore it or write the "
+                    f"a chunk with some of the {rows} is damaged ({why}); restore it or write the "
                     "data set again"
                 ) from error
         return ReadStats(time.perf_counter() - began, 0.0, out.nbytes)
@@ -252,6 +259,7 @@ class ChunkReader:
                     file.seek(piece.lo * self._row_nbytes)
                     plain = piece.dest.reshape(-1).view(np.uint8)
                 else:
+                    self._check_encoded_size(piece.chunk, size)
                     plain = buffers.empty(max(size, 0), np.uint8)
                 fill(file, plain, path)
                 checksum = np.frombuffer(file.read(CHECKSUM_NBYTES), np.uint8)
@@ -336,11 +344,13 @@ class ChunkReader:
         self, compressor: str, encoded: np.ndarray, rows: int, lo: int, dest: np.ndarray
     ) -> None:
         """Decode a chunk of so many rows; those from `lo` on go to `dest`."""
-        whole = len(dest) == rows
-        target = dest if whole else buffers.empty((rows, *self._row_shape), self.dtype)
-        decode_into(compressor, encoded, target)
-        if not whole:
-            dest[:] = target[lo : lo + len(dest)]
+        if len(dest) == rows:
+            decode_into(compressor, encoded, dest)
+            return
+        check_encoded(compressor, encoded, rows * self._row_nbytes)
+        whole = buffers.empty((rows, *self._row_shape), self.dtype)
+        decode_into(compressor, encoded, whole)
+        dest[:] = whole[lo : lo + len(dest)]
 
     @contextmanager
     def _naming(self, chunk: int) -> Iterator[None]:
@@ -360,6 +370,14 @@ class ChunkReader:
                 "set again"
             )
         piece.dest[...] = self.array.metadata.fill_value
+
+    def _check_encoded_size(self, index: int, size: int) -> None:
+        wanted = self.chunk_nbytes
+        if size > 2 * wanted + 2**20:
+            raise ChunkError(
+                f"chunk {self.chunk_name(index)} is damaged: it has {size} bytes, its rows "
+                f"{wanted}; restore it or write the data set again"
+            )
 
     def _check_plain_size(self, index: int, size: int) -> None:
         wanted = self.chunk_nbytes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import struct
 import threading
 import zlib
@@ -20,10 +19,19 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCode
 from zarr.core.chunk_grids import RegularChunkGrid
 from zarr.core.metadata import ArrayV3Metadata
 
-__all__ = ["ChunkCodec", "check", "chunk_codec", "decode_into", "with_fast_codecs"]
+__all__ = [
+    "ChunkCodec",
+    "check",
+    "check_encoded",
+    "chunk_codec",
+    "decode_into",
+    "with_fast_codecs",
+]
 
 CHECKSUM_NBYTES = 4
 _ZSTD_MAGIC = 0xFD2FB528
+_ZSTD_BLOCK = 2**17  # bytes that a block decodes to at most
+_SLACK = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +133,24 @@ def with_fast_codecs(array: zarr.Array[Any]) -> zarr.Array[Any]:
         return zarr.open_array(where.store, path=where.path, mode="r", zarr_format=3)
 
 
+def check_encoded(codec: str, encoded: np.ndarray, nbytes: int) -> None:
+    """Refuse bytes that say they decode to another size, before there is memory for that.
+
+    Raises
+    ------
+    ValueError
+    """
+    if codec == "zstd":
+        found = _zstd_size(encoded)
+        if found is None and (most := _zstd_most(encoded)) > 16 * nbytes + _SLACK:
+            raise ValueError(f"it may decode to {most} bytes, far more than the {nbytes} wanted")
+    elif codec == "blosc":
+        found = _blosc_size(encoded)
+    else:
+        found = encoded.nbytes if codec == "none" else None
+    _check_size(found, nbytes)
+
+
 def decode_into(codec: str, encoded: np.ndarray, dest: np.ndarray) -> None:
     """Decode one chunk into an array of exactly its decoded size.
 
@@ -152,23 +178,18 @@ def decode_into(codec: str, encoded: np.ndarray, dest: np.ndarray) -> None:
     array([0., 1., 2., 3.])
     """
     out = dest.reshape(-1).view(np.uint8)
+    check_encoded(codec, encoded, out.nbytes)
     if codec == "zstd":
-        _check_size(_zstd_size(encoded), out.nbytes)
         try:
-            numcodecs.zstd.decompress(encoded, out)
+            plain = numcodecs.zstd.decompress(encoded, out)
         except RuntimeError as error:
             raise ValueError(str(error)) from error
+        _check_size(plain.nbytes, out.nbytes)
     elif codec == "blosc":
         _decode_blosc(encoded, out)
     elif codec == "gzip":
-        try:
-            plain = gzip.decompress(encoded.data)
-        except (EOFError, zlib.error, OSError) as error:
-            raise ValueError(str(error)) from error
-        _check_size(len(plain), out.nbytes)
-        out[:] = np.frombuffer(plain, np.uint8)
+        _decode_gzip(encoded, out)
     else:
-        _check_size(encoded.nbytes, out.nbytes)
         out[:] = encoded
 
 
@@ -192,13 +213,51 @@ def _zstd_size(encoded: np.ndarray) -> int | None:
     return size + 256 if size_bytes == 2 else size
 
 
-def _decode_blosc(encoded: np.ndarray, out: np.ndarray) -> None:
+def _zstd_most(encoded: np.ndarray) -> int:
+    """Bytes that a Zstandard frame decodes to at most, from the headers of its blocks."""
+    flags, most = int(encoded[4]), 0
+    at = 6 + (0, 1, 2, 4)[flags & 3]  # a frame that does not tell its size has a window
+    while at + 3 <= encoded.nbytes:
+        header = int.from_bytes(encoded[at : at + 3].tobytes(), "little")
+        kind, size = header >> 1 & 3, header >> 3
+        most += _ZSTD_BLOCK if kind == 2 else size
+        at += 3 + (1 if kind == 1 else size)
+        if header & 1:
+            break
+    return most
+
+
+def _blosc_size(encoded: np.ndarray) -> int:
+    """Read the decoded size from a Blosc header."""
     if encoded.nbytes < 16:
         raise ValueError(f"{encoded.nbytes} bytes are too few for a Blosc header")
     plain, _, stored = struct.unpack_from("<III", encoded.data, 4)
     if stored != encoded.nbytes:
         raise ValueError(f"{encoded.nbytes} bytes are left of the {stored} that were written")
-    _check_size(plain, out.nbytes)
+    return int(plain)
+
+
+def _decode_gzip(encoded: np.ndarray, out: np.ndarray) -> None:
+    """Decode members one after the other, a byte more than wanted at most."""
+    at, data = 0, encoded.tobytes()
+    while data:
+        member = zlib.decompressobj(wbits=31)
+        try:
+            plain = member.decompress(data, out.nbytes - at + 1)
+        except zlib.error as error:
+            raise ValueError(str(error)) from error
+        if at + len(plain) > out.nbytes:
+            raise ValueError(
+                f"it decodes to more than the {out.nbytes} bytes that the array's metadata say"
+            )
+        if not member.eof:
+            raise ValueError("its end is missing")
+        out[at : at + len(plain)] = np.frombuffer(plain, np.uint8)
+        at, data = at + len(plain), member.unused_data.lstrip(b"\0")
+    _check_size(at, out.nbytes)
+
+
+def _decode_blosc(encoded: np.ndarray, out: np.ndarray) -> None:
     # In the main thread Blosc starts threads of its own, which would fight over the cores with
     # the other tasks; everywhere else it runs in the caller.
     is_main = threading.current_thread() is threading.main_thread()

@@ -3,96 +3,41 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import psutil
 import zarr
 from dask.utils import parse_bytes
-from zarr.abc.store import Store
 from zarr.storage import MemoryStore
 
 from daskdml.io import buffers
-from daskdml.io.arrays import create_array
-from daskdml.io.layout import FORMAT
-from daskdml.io.rating_batches import Batch, Columns, rating_batches
+from daskdml.io.arrays import create_array, staged_array
+from daskdml.io.journal import run_of
+from daskdml.io.rating_batches import Batch, Columns, Position, rating_batches, source_identity
+from daskdml.io.rating_blocks import PER_ID, SORT_BYTES, BlockWriter, Choices, Create
+from daskdml.io.rating_scan import Scan
 from daskdml.io.ratings import Ratings, from_node, open_ratings
-from daskdml.io.shuffle import Deal, Shuffled, Spill
+from daskdml.io.scratch import Scratch
+from daskdml.io.shuffle import Deal, Shuffled, block_of, grid_of
 from daskdml.io.staging import stage
-from daskdml.io.store import resolve_url, retrying
-from daskdml.kernels.ratings import (
-    IntegerCodes,
-    Sorted,
-    StringCodes,
-    by_rows,
-    merge_repeated,
-    other_walk,
-    repeated,
-)
+from daskdml.io.store import resolve_url
 from daskdml.units import bytes_text
 
 __all__ = ["convert_ratings", "ratings_in_memory"]
 
 BLOCK_RATINGS = 1_500_000  # of a block, at most, where the caller does not choose the grid
 STRIPE_RATINGS = 12_000_000  # of a row or a column of blocks
-SORT_BYTES = 80  # of a rating while its block is sorted and encoded
 BATCH_BYTES = 150_000_000  # while a batch of the source is parsed
-PER_ID = 60  # of an id in the tables
 _SHARE_OF_MACHINE = 0.5
 
-
-@dataclass
-class _Ids:
-    """Codes of the users' or of the items' ids, and how many ratings each has."""
-
-    column: str
-    codes: IntegerCodes | StringCodes | None = None
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-
-    def encode(self, ids: np.ndarray) -> np.ndarray:
-        """Codes of a batch's ids, which are counted."""
-        text = ids.dtype.kind == "U"
-        if self.codes is None:
-            self.codes = StringCodes() if text else IntegerCodes()
-        if text != isinstance(self.codes, StringCodes):
-            raise ValueError(
-                f"{self.column} holds integers in some rows and strings in others; give one kind"
-            )
-        codes = self.codes.encode(ids)
-        counts = np.bincount(codes, minlength=len(self.counts))
-        counts[: len(self.counts)] += self.counts
-        self.counts = counts
-        return codes
-
-    @property
-    def ids(self) -> np.ndarray:
-        """The ids, by code."""
-        assert self.codes is not None
-        return self.codes.ids
-
-    def deal(self, n_blocks: int, seed: int) -> Deal:
-        """Which block each code goes to."""
-        return Deal.of(self.ids, self.counts, n_blocks, seed)
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """What the first walk over the source found; `spill` holds the ratings, batch by batch."""
-
-    users: _Ids
-    items: _Ids
-    spill: Spill
-    least: float
-    largest: float
-    times: tuple[int, int] | None
-    last: np.ndarray | None
+Read = Callable[..., Iterator[tuple[Batch, Position]]]
 
 
 def convert_ratings(
@@ -114,9 +59,14 @@ def convert_ratings(
 ) -> Ratings:
     """Write ratings, in any order, as a grid of blocks, in bounded memory.
 
-    The source is read once, to a scratch file in the temporary directory (12 to 24 bytes a rating);
-    then every rating goes to its block's place in another one, and each block is sorted for itself
-    by user and by item.
+    The source is read once, to a scratch file (12 to 24 bytes a rating); then every rating goes to
+    its block's place in another one, and each block is sorted for itself by user and by item.
+    Scratch files lie in the hidden folder beside `url` in which a local target is written; for
+    other targets see docs/reliability.md.
+
+    A conversion that was broken off, by Ctrl-C, a kill, a full disk or a lost store, is gone on
+    with by the same call, on the same machine: it repeats the batch of ratings, or the blocks, that
+    it had in hand. Of sources that cannot be told again (a pyarrow Dataset) each call begins anew.
 
     Parameters
     ----------
@@ -163,6 +113,8 @@ def convert_ratings(
         Where the ids alone, or one block, do not fit the promise; names the smallest that would.
     FileExistsError
         Where something is at `url` already.
+    RuntimeError
+        Where another process is writing to `url`.
 
     Examples
     --------
@@ -171,16 +123,21 @@ def convert_ratings(
     ['Alien', 'Brazil']
     """
     target = resolve_url(url)
-    how = _How(grid, duplicates, np.dtype(dtype), random_state, _promise(memory_limit))
+    how = Choices(grid, duplicates, np.dtype(dtype), random_state, _promise(memory_limit))
     how.check()
     columns = Columns(user, item, rating, timestamp)
-    staging = stage(target, storage_options, overwrite=overwrite)
+    known = source_identity(source, columns, source_options)
+    choices = [list(grid or ()), duplicates or "", how.dtype.str, random_state]
+    choices += [column or "" for column in (user, item, rating, timestamp)]
+    run = run_of("convert_ratings", source=known, choices=choices)
+    staging = stage(target, storage_options, overwrite=overwrite, run=run)
     try:
-        batches = rating_batches(source, columns, source_options)
-        facts = _convert(batches, columns, staging.store, staging.prefix, how)
+        with Scratch(staging.scratch, staging.token) as scratch:
+            read = partial(rating_batches, source, columns, source_options)
+            facts = _convert(read, columns, partial(staged_array, staging), how, scratch)
         staging.commit({"daskdml": {**facts, "prefix": staging.prefix}})
-    except BaseException:
-        staging.abandon()
+    except BaseException as error:
+        staging.leave(error)
         raise
     return open_ratings(target, storage_options)
 
@@ -199,8 +156,13 @@ def ratings_in_memory(source: Any, random_state: int = 0) -> Ratings:
     dtype = np.dtype(np.float64 if data.dtype == np.float64 else np.float32)
     columns = Columns("users", "items", "ratings", None)
     store = MemoryStore()
-    how = _How(None, None, dtype, random_state, _promise(None))
-    facts = _convert(rating_batches(source, columns), columns, store, "", how)
+    how = Choices(None, None, dtype, random_state, _promise(None))
+    with (
+        TemporaryDirectory(prefix="daskdml-ratings-") as folder,
+        Scratch(Path(folder) / "scratch", None) as scratch,
+    ):
+        read, create = partial(rating_batches, source, columns), partial(create_array, store)
+        facts = _convert(read, columns, create, how, scratch)
     group = zarr.open_group(store, mode="r+", zarr_format=3)
     group.attrs["daskdml"] = facts
     return Ratings("", None, facts["id"], (), from_node("the ratings", group))
@@ -212,45 +174,76 @@ def _promise(memory_limit: int | str | None) -> int:
     return int(parse_bytes(memory_limit))
 
 
-@dataclass(frozen=True)
-class _How:
-    """The caller's choices."""
-
-    grid: tuple[int, int] | None
-    duplicates: str | None
-    dtype: np.dtype[Any]
-    seed: int
-    limit: int
-
-    def check(self) -> None:
-        """Raise ValueError for what makes no sense."""
-        if self.duplicates not in (None, "last", "mean", "error"):
-            raise ValueError(
-                f"duplicates={self.duplicates!r}: give 'last', 'mean', 'error' or None"
-            )
-        if self.dtype not in (np.float32, np.float64):
-            raise ValueError(f"dtype={self.dtype}: ratings are stored as float32 or float64")
-        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
-            raise ValueError(f"grid={self.grid}: give two numbers of blocks from 1 up, (p, q)")
-
-
 def _convert(
-    batches: Iterator[Batch], columns: Columns, store: Store, prefix: str, how: _How
+    read: Read, columns: Columns, create: Create, how: Choices, scratch: Scratch
 ) -> dict[str, Any]:
     """Write all arrays; gives what the group's attributes say."""
-    with ExitStack() as stack:
-        first = stack.enter_context(tempfile.TemporaryFile(prefix="daskdml-ratings-"))
-        scan = _scan(batches, columns, first, how)
-        _release()
-        p, q = _grid(scan, how)
-        sides = scan.users.deal(p, how.seed), scan.items.deal(q, how.seed + 1)
-        shuffled = stack.enter_context(Shuffled(scan.spill, sides))
-        for batch in scan.spill.batches():
-            shuffled.add(batch)
-        first.close()
-        _release()
-        writer = _Writer(store, prefix, shuffled, scan, how, columns)
-        return writer.write()
+    scan = Scan(scratch, (columns.user, columns.item), how.dtype)
+    done = _Done.of(scratch, scan)
+    if not done.scanned:
+        _scan(read, scan, how, scratch)
+    _release()
+    p, q = done.grid or _grid(scan, how)
+    if not done.grid:
+        scratch.note(grid=[p, q])
+    if done.shuffled:
+        starts = scan.restore(done.shuffled)
+    sides = scan.users.deal(p, how.seed), scan.items.deal(q, how.seed + 1)
+    if not done.shuffled:
+        starts, filled = _count(scan, sides, done.dealt)
+    files = [scratch.open(f"column-{k}") for k in range(len(scan.spill.dtypes))]
+    shuffled = Shuffled(sides, scan.spill.dtypes, files, starts)
+    if not done.shuffled:
+        shuffled.begin(filled)
+        for number, batch in enumerate(scan.spill.batches()):
+            if number >= done.dealt:
+                shuffled.add(batch)
+                scratch.note(dealt=number + 1)
+        scan.give_up_spill(starts)
+    _release()
+    return BlockWriter(create, shuffled, scan, how, columns, scratch, done.blocks).write()
+
+
+@dataclass
+class _Done:
+    """What an earlier attempt did, as its journal has it."""
+
+    scanned: bool = False
+    grid: tuple[int, int] | None = None
+    dealt: int = 0
+    shuffled: dict[str, Any] | None = None
+    blocks: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scratch: Scratch, scan: Scan) -> _Done:
+        """Read the journal; the scan takes in its batches."""
+        done = cls()
+        for line in scratch.lines():
+            if "scanned" in line:
+                done.scanned = True
+            elif "grid" in line:
+                done.grid = (line["grid"][0], line["grid"][1])
+            elif "dealt" in line:
+                done.dealt = line["dealt"]
+            elif "shuffled" in line:
+                done.shuffled = line
+            elif "block" in line:
+                done.blocks[line["block"]] = line["n"], line["sum"]
+        for line in scratch.lines():
+            if "batch" in line or "new" in line:
+                scan.replay(line, with_ratings=not done.shuffled)
+        return done
+
+
+def _count(scan: Scan, sides: tuple[Deal, Deal], dealt: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where blocks begin, and how many ratings each has of the first batches."""
+    p, q = grid_of(sides)
+    counts, filled = np.zeros(p * q, np.int64), np.zeros(p * q, np.int64)
+    for number, (u, i, *_) in enumerate(scan.spill.batches()):
+        here = np.bincount(block_of(sides, u, i), minlength=p * q)
+        counts += here
+        filled += here if number < dealt else 0
+    return np.concatenate([[0], np.cumsum(counts)]), filled
 
 
 def _release() -> None:
@@ -260,54 +253,24 @@ def _release() -> None:
     buffers.give_back()
 
 
-def _scan(batches: Iterator[Batch], columns: Columns, file: Any, how: _How) -> _Scan:
-    users, items = _Ids(columns.user), _Ids(columns.item)
-    spill: Spill | None = None
-    least, largest, early, late = np.inf, -np.inf, np.iinfo(np.int64).max, np.iinfo(np.int64).min
-    last_time, last = np.zeros(0, np.int64), np.zeros(0, np.int32)
-    for batch in batches:
-        u, i = users.encode(batch.users), items.encode(batch.items)
-        if spill is None:
-            spill = Spill(file, batch.times is not None, how.dtype)
-        spill.append(u, i, batch.ratings, batch.times)
-        least, largest = min(least, batch.ratings.min()), max(largest, batch.ratings.max())
-        if batch.times is not None:
-            early, late = min(early, batch.times.min()), max(late, batch.times.max())
-            last_time, last = _latest(last_time, last, len(users.counts), u, i, batch.times)
-        tables = PER_ID * (len(users.counts) + len(items.counts))
+def _scan(read: Read, scan: Scan, how: Choices, scratch: Scratch) -> None:
+    """Take in the source, from where an earlier attempt stopped."""
+    for batch, after in read(after=scan.after):
+        scan.add(batch, after)
+        n_users, n_items = len(scan.users.counts), len(scan.items.counts)
+        tables = PER_ID * (n_users + n_items)
         if tables + BATCH_BYTES > how.limit:
             raise MemoryError(
-                f"memory_limit={bytes_text(how.limit)} is too small: the ids of "
-                f"{len(users.counts)} users and {len(items.counts)} items so far, and one batch of "
-                f"rows, take {bytes_text(tables + BATCH_BYTES)}; raise memory_limit"
+                f"memory_limit={bytes_text(how.limit)} is too small: the ids of {n_users} users "
+                f"and {n_items} items so far, and one batch of rows, take "
+                f"{bytes_text(tables + BATCH_BYTES)}; raise memory_limit"
             )
-    if spill is None:
+    if not scan.n:
         raise ValueError("there are no ratings to write: the source has no rows")
-    timed = spill.dtypes[3:] != []
-    return _Scan(
-        users, items, spill, float(least), float(largest),
-        (int(early), int(late)) if timed else None, last if timed else None,
-    )  # fmt: skip
+    scratch.note(scanned=True)
 
 
-def _latest(
-    times: np.ndarray, last: np.ndarray, n: int, u: np.ndarray, i: np.ndarray, t: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Time and item of each user's last rating so far; of equal times the later one given."""
-    grown = np.full(n, np.iinfo(np.int64).min)
-    grown[: len(times)] = times
-    items = np.zeros(n, np.int32)
-    items[: len(last)] = last
-    order = np.lexsort((t, u))  # stable
-    ends = np.flatnonzero(np.append(np.diff(u[order]) != 0, True))
-    at = order[ends]
-    newer = t[at] >= grown[u[at]]
-    at = at[newer]
-    grown[u[at]], items[u[at]] = t[at], i[at]
-    return grown, items
-
-
-def _grid(scan: _Scan, how: _How) -> tuple[int, int]:
+def _grid(scan: Scan, how: Choices) -> tuple[int, int]:
     """Numbers of blocks: as asked for, or so that blocks fit the promise."""
     n_users, n_items = len(scan.users.counts), len(scan.items.counts)
     tables = PER_ID * (n_users + n_items)
@@ -326,133 +289,6 @@ def _grid(scan: _Scan, how: _How) -> tuple[int, int]:
             f"{n_items} items take {bytes_text(tables)}; raise memory_limit"
         )
     g = 2
-    while scan.spill.n > min(BLOCK_RATINGS, room) * g * g or scan.spill.n > STRIPE_RATINGS * g:
+    while scan.n > min(BLOCK_RATINGS, room) * g * g or scan.n > STRIPE_RATINGS * g:
         g *= 2
     return min(g, n_users), min(g, n_items)
-
-
-class _Writer:
-    """Sorts blocks and writes them, one Zarr chunk for each and array."""
-
-    def __init__(
-        self, store: Store, prefix: str, data: Shuffled, scan: _Scan, how: _How, columns: Columns
-    ) -> None:
-        self.store, self.prefix, self.data, self.scan = store, prefix, data, scan
-        self.how, self.columns = how, columns
-        self.names: list[str] = []
-
-    def write(self) -> dict[str, Any]:
-        """Write everything; gives the facts of the store."""
-        p, q = self.data.grid
-        threads = max(1, min(os.cpu_count() or 1, 4, self._blocks_at_once()))
-        walks = self._create_blocks()
-        with ThreadPoolExecutor(threads) as pool:
-            found = list(pool.map(lambda number: self._block(number, walks), range(p * q)))
-        nnz = np.array([n for n, _ in found], np.int64)
-        self._put("blocks/nnz", nnz)
-        for name, side, ids in (
-            ("users", self.data.users, self.scan.users), ("items", self.data.items, self.scan.items)
-        ):  # fmt: skip
-            self._put(f"{name}/bounds", side.bounds)
-            self._put_ids(name, side.by_place(ids.ids))
-        if self.scan.last is not None:
-            self._put("users/last", self.data.users.by_place(self.data.items.place[self.scan.last]))
-        return {
-            "format": FORMAT, "kind": "ratings", "complete": True, "id": secrets.token_hex(8),
-            "grid": [p, q], "users": len(self.data.users.place),
-            "items": len(self.data.items.place), "ratings": int(nnz.sum()),
-            "sum": float(sum(total for _, total in found)), "least": self.scan.least,
-            "largest": self.scan.largest, "times": self.scan.times,
-            "dtype": str(self.how.dtype), "arrays": self.names,
-        }  # fmt: skip
-
-    def _blocks_at_once(self) -> int:
-        largest = int(np.diff(self.data.starts).max())
-        tables = PER_ID * (len(self.data.users.place) + len(self.data.items.place))
-        need = tables + largest * SORT_BYTES
-        if need > self.how.limit:
-            raise MemoryError(
-                f"memory_limit={bytes_text(self.how.limit)} is too small: sorting the largest "
-                f"block ({largest} ratings) takes {bytes_text(need)}; raise memory_limit, or give "
-                f"a finer grid than {self.data.grid}"
-            )
-        return (self.how.limit - tables) // max(largest * SORT_BYTES, 1)
-
-    def _create_blocks(self) -> dict[str, dict[str, zarr.Array[Any]]]:
-        p, q = self.data.grid
-        widest = max(int(np.diff(self.data.starts).max()), 1)
-        walks = {}
-        for walk, side in (("user", self.data.users), ("item", self.data.items)):
-            rows = int(np.diff(side.bounds).max()) + 1
-            kinds: dict[str, tuple[int, Any]] = {
-                "indptr": (rows, np.int32),
-                "index": (widest, np.int32),
-                "value": (widest, self.how.dtype),
-            }
-            if self.scan.times is not None:
-                kinds["time"] = (widest, np.int64)
-            walks[walk] = {
-                name: self._create(f"by_{walk}/{name}", (p * q, width), np.dtype(dtype), 1)
-                for name, (width, dtype) in kinds.items()
-            }
-        return walks
-
-    def _create(self, name: str, shape: tuple[int, ...], dtype: Any, rows: int) -> zarr.Array[Any]:
-        self.names.append(name)
-        return create_array(self.store, self.prefix + name, shape, np.dtype(dtype), rows)
-
-    def _put(self, name: str, values: np.ndarray) -> None:
-        array = self._create(name, values.shape, values.dtype, max(min(len(values), 1 << 21), 1))
-        retrying(lambda: array.__setitem__(slice(None), values), f"writing {name}")
-
-    def _put_ids(self, name: str, ids: np.ndarray) -> None:
-        if ids.dtype.kind == "i":
-            self._put(f"{name}/id", ids)
-            return
-        texts = [str(text).encode() for text in ids]
-        self._put(f"{name}/id_utf8", np.frombuffer(b"".join(texts), np.uint8))
-        self._put(f"{name}/id_ends", np.cumsum([len(text) for text in texts]))
-
-    def _block(
-        self, number: int, walks: dict[str, dict[str, zarr.Array[Any]]]
-    ) -> tuple[int, float]:
-        """Sort and write one block; gives the number of its ratings and their sum."""
-        i, j = divmod(number, self.data.grid[1])
-        users, items, values, *times = self.data.read(number)
-        n, m = self.data.users.size(i), self.data.items.size(j)
-        found, rows = by_rows(users, items, values, times[0] if times else None, n, m)
-        same = repeated(rows, found.indices)
-        if same.any():
-            found, rows = self._merged(found, rows, same, i, j)
-        for walk, ratings in (("user", found), ("item", other_walk(found, rows, m))):
-            self._set(walks[walk]["indptr"], number, ratings.indptr)
-            self._set(walks[walk]["index"], number, ratings.indices)
-            self._set(walks[walk]["value"], number, ratings.values)
-            if ratings.times is not None:
-                self._set(walks[walk]["time"], number, ratings.times)
-        return len(found.values), float(found.values.sum(dtype=np.float64))
-
-    def _merged(
-        self, found: Sorted, rows: np.ndarray, same: np.ndarray, i: int, j: int
-    ) -> tuple[Sorted, np.ndarray]:
-        how = self.how.duplicates or ("error" if found.times is None else "last")
-        if how == "error":
-            at = int(np.flatnonzero(same)[0])
-            user = self._id_at(self.data.users, self.scan.users, i, int(rows[at]))
-            item = self._id_at(self.data.items, self.scan.items, j, int(found.indices[at]))
-            raise ValueError(
-                f"{self.columns.user} {user} has rated {self.columns.item} {item} more than once; "
-                "pass duplicates='last' or 'mean', or timestamp= to keep the latest"
-            )
-        return merge_repeated(found, rows, same, mean=how == "mean")
-
-    @staticmethod
-    def _id_at(side: Deal, ids: _Ids, block: int, local: int) -> Any:
-        code = int(np.flatnonzero(side.place == side.bounds[block] + local)[0])
-        return ids.ids[code]
-
-    def _set(self, array: zarr.Array[Any], number: int, values: np.ndarray) -> None:
-        row = np.zeros((1, array.shape[1]), array.dtype)
-        row[0, : len(values)] = values
-        where = (slice(number, number + 1), slice(None))
-        retrying(lambda: array.__setitem__(where, row), f"writing block {number}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from daskdml.io import checks
-from daskdml.io.arrays import Labels, create_array, default_chunks
+from daskdml.io.arrays import Labels, default_chunks, staged_array
 from daskdml.io.staging import Staging
 from daskdml.io.store import array_name, retrying
 
@@ -238,22 +238,30 @@ def _as_weights(block: Any) -> np.ndarray:
 
 
 class _Target:
-    """Where `dask.array.store` puts blocks: a Zarr array, with retries; pickles with its URL."""
+    """Where `dask.array.store` puts blocks: some chunks of a Zarr array, with retries.
 
-    def __init__(self, array: Any) -> None:
-        self._array = array
-        self.shape, self.dtype = array.shape, array.dtype
+    Pickles with the array's URL.
+    """
+
+    def __init__(self, array: Any, chunks: list[int]) -> None:
+        self._array, self._chunks, self._rows = array, np.array(chunks), array.chunks[0]
+        n = sum(min((i + 1) * self._rows, array.shape[0]) - i * self._rows for i in chunks)
+        self.shape, self.dtype = (n, *array.shape[1:]), array.dtype
 
     def __setitem__(self, index: Any, rows: Any) -> None:
-        what = f"writing rows {index[0].start}:{index[0].stop} of {array_name(self._array)}"
         rows = np.asarray(rows)
-        retrying(lambda: self._array.__setitem__(index, rows), what)
+        start = int(self._chunks[index[0].start // self._rows]) * self._rows
+        where = slice(start, start + len(rows))
+        what = f"writing rows {where.start}:{where.stop} of {array_name(self._array)}"
+        retrying(lambda: self._array.__setitem__(where, rows), what)
 
 
 def write_dask(
     staging: Staging, X: Any, y: Any, sample_weight: Any, chunks: int | None, labels: Labels
 ) -> tuple[int, ...]:
     """Write Dask arrays chunk by chunk, on Dask's workers; give the shape of X.
+
+    Only chunks that an earlier attempt did not leave are computed.
 
     Parameters
     ----------
@@ -275,12 +283,18 @@ def write_dask(
         parts["y"] = _coded(y, labels)
     if w is not None:
         parts["sample_weight"] = w if w.dtype in (np.float32, np.float64) else w.astype(np.float64)
-    sources = [part.rechunk({0: rows}) for part in parts.values()]
-    targets: Any = [
-        _Target(create_array(staging.store, staging.prefix + name, a.shape, a.dtype, rows))
-        for name, a in zip(parts, sources, strict=True)
-    ]
-    da.store(sources, targets, lock=False)
+    sources: list[Any] = []
+    targets: Any = []
+    for name, part in parts.items():
+        part = part.rechunk({0: rows})
+        array = staged_array(staging, name, part.shape, part.dtype, rows)
+        finished = staging.finished(array)
+        missing = [i for i in range(part.numblocks[0]) if i not in finished]
+        if missing:
+            sources.append(part.blocks[missing])
+            targets.append(_Target(array, missing))
+    if sources:
+        da.store(sources, targets, lock=False)
     return tuple(int(n) for n in X.shape)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from daskdml.io import buffers
 from daskdml.io.chunks import ChunkReader, ReadStats, Wanted, read_many
+from daskdml.io.identity import Identity, identity
 from daskdml.io.layout import PARTS, Opened, open_arrays, opened_arrays
 from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.store import resolve_url
@@ -85,6 +86,11 @@ class Dataset:
         """A name of these very rows: another data set or view has another one."""
         text = repr((self._url, self._identity, self._steps))
         return f"dataset-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+    @property
+    def identity(self) -> Identity:
+        """What tells these rows from others in any process, also where others wrote the group."""
+        return [self.token, identity(self._arrays.X.array)]
 
     @property
     def n_rows(self) -> int:
@@ -227,6 +233,11 @@ class Dataset:
         stats += read_many(wanted)
         y = got.get("y")
         if y is not None and opened.labels is not None:
+            if len(y) and not 0 <= y.min() <= y.max() < len(opened.labels):
+                raise ValueError(
+                    f"{self._url} is damaged: y has codes of classes that it has no names for; "
+                    "restore it or write the data set again"
+                )
             y = opened.labels[y]
         X = got["X"]
         assert X is not None

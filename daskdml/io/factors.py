@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 import zarr
 from dask.base import tokenize
+from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
 
 from daskdml.io.chunks import ChunkReader
+from daskdml.io.identity import Identity, array_digest, identity
 from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.ratings import Side
 from daskdml.io.store import open_store, resolve_url, retrying
@@ -80,25 +83,47 @@ class FactorStore:
     options: StorageOptions | None = None
 
     @classmethod
-    def create(cls, url: str | os.PathLike[str], options: Any = None) -> FactorStore:
-        """Begin a new store.
+    def at(cls, url: str | os.PathLike[str], options: Any = None) -> FactorStore:
+        """The store at a URL, which need not be there yet."""
+        return cls(resolve_url(url), quiet(options))
+
+    def begin(self, fit: str | None = None, anew: bool = True) -> None:
+        """Make the store, or go on with the one that the same fit left.
+
+        Parameters
+        ----------
+        fit : str or None
+            Digits of the fit, where it can be taken up again.
+        anew : bool
+            Whether the fit has nothing to go on from: then a finished store is another one's.
 
         Raises
         ------
         FileExistsError
-            If something is at the URL.
+            If something else is at the URL.
         """
-        made = cls(resolve_url(url), quiet(options))
-        store = open_store(made.url, made.options, read_only=False)
-        if not sync(store.is_empty("")):
-            raise FileExistsError(
-                f"{made.url} exists; choose another URL for the factors, or remove it"
-            )
-        retrying(
-            lambda: zarr.create_group(store, attributes={"daskdml": {"kind": "factors"}}),
-            f"creating {made.url}",
+        store = open_store(self.url, self.options, read_only=False)
+        if not retrying(lambda: sync(store.is_empty("")), f"listing {self.url}"):
+            known = self._attributes(store)
+            finished = {"user", "item"} <= set(known)
+            if fit is None or known.get("fit") != fit or (anew and finished):
+                raise FileExistsError(
+                    f"{self.url} exists; choose another URL for the factors, or remove it"
+                )
+            return
+        facts = {"kind": "factors"} | ({} if fit is None else {"fit": fit})
+        retrying(  # over what an attempt wrote whose answer was lost
+            lambda: zarr.create_group(store, attributes={"daskdml": facts}, overwrite=True),
+            f"creating {self.url}",
         )
-        return made
+
+    @staticmethod
+    def _attributes(store: Store) -> dict[str, Any]:
+        try:
+            found = zarr.open_group(store, mode="r").attrs.get("daskdml")
+        except FileNotFoundError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def add(self, name: str, sizes: Sequence[int], width: int, dtype: Any) -> None:
         """Create an array for blocks of so many rows; made again, it is the same."""
@@ -116,25 +141,39 @@ class FactorStore:
     def array(self, name: str, write: bool = False) -> zarr.Array[Any]:
         """Open an array."""
         store = open_store(self.url, self.options, read_only=not write)
+        # Zarr's own error cannot be sent from a worker: it does not unpickle everywhere.
+        with contextlib.suppress(FileNotFoundError):
+            return retrying(
+                lambda: zarr.open_array(store, path=name, mode="r+" if write else "r"),
+                f"opening {name} of {self.url}",
+            )
+        raise FileNotFoundError(f"{self.url} has no factors {name}; fit again")
+
+    def names(self) -> list[str]:
+        """Of the arrays there are."""
+        store = open_store(self.url, self.options)
         return retrying(
-            lambda: zarr.open_array(store, path=name, mode="r+" if write else "r"),
-            f"opening {name} of {self.url}",
+            lambda: list(zarr.open_group(store, mode="r").array_keys()), f"listing {self.url}"
         )
 
     def remove(self, name: str) -> None:
         """Remove an array."""
         store = open_store(self.url, self.options, read_only=False)
-        sync(store.delete_dir(name))
+        retrying(lambda: sync(store.delete_dir(name)), f"removing {name} of {self.url}")
 
     def discard(self) -> None:
         """Remove everything."""
-        sync(open_store(self.url, self.options, read_only=False).delete_dir(""))
+        self.remove("")
 
     def note(self, **facts: Any) -> None:
         """Add to the group's attributes."""
         store = open_store(self.url, self.options, read_only=False)
-        group = zarr.open_group(store, mode="r+")
-        group.attrs["daskdml"] = {**group.attrs["daskdml"], **facts}  # type: ignore[dict-item]
+
+        def write() -> None:
+            group = zarr.open_group(store, mode="r+")
+            group.attrs["daskdml"] = {**group.attrs["daskdml"], **facts}  # type: ignore[dict-item]
+
+        retrying(write, f"writing attributes of {self.url}")
 
 
 @dataclass(frozen=True)
@@ -162,6 +201,15 @@ class FactorTable:
     def in_memory(self) -> bool:
         """Whether the rows are in this process's memory."""
         return isinstance(self.rows, np.ndarray)
+
+    @property
+    def identity(self) -> Identity:
+        """What tells these factors from others in any process."""
+        side = [array_digest(self.side.ids), array_digest(self.side.bounds), self.columns]
+        if isinstance(self.rows, np.ndarray):
+            return [*side, array_digest(self.rows)]
+        stored = identity(self.rows.store.array(self.rows.name))
+        return None if stored is None else [*side, self.rows.name, stored]
 
     def block(self, number: int) -> np.ndarray:
         """Rows of a block."""

@@ -7,7 +7,9 @@ import posixpath
 import re
 import secrets
 
-__all__ = ["remote_error", "unfinished"]
+__all__ = ["is_unfinished", "remote_error", "unfinished"]
+
+_UNFINISHED = re.compile(r"(^|/)\.[^/]+\.new-[0-9a-f]{8}$")
 
 _NAMED: tuple[tuple[str, type[OSError]], ...] = (
     ("FileNotFoundException", FileNotFoundError),
@@ -50,3 +52,14 @@ def unfinished(path: str) -> str:
     """
     folder, name = posixpath.split(path)
     return f"{folder.rstrip('/')}/.{name}.new-{secrets.token_hex(4)}"
+
+
+def is_unfinished(path: str) -> bool:
+    """Whether a file has such a name.
+
+    Examples
+    --------
+    >>> is_unfinished(unfinished("/data/c/0")), is_unfinished("/data/c/0")
+    (True, False)
+    """
+    return bool(_UNFINISHED.search(path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import zarr
 
 from daskdml.io.chunks import ChunkReader
 from daskdml.io.options import StorageOptions
-from daskdml.io.store import open_node, retrying
+from daskdml.io.store import describing, open_node, retrying, unfinished
 
 __all__ = ["FORMAT", "PARTS", "Opened", "open_arrays", "opened_arrays"]
 
@@ -52,7 +52,8 @@ def _key(url: str, storage_options: StorageOptions | None) -> tuple[str, str]:
 def open_arrays(url: str, storage_options: StorageOptions | None) -> Opened:
     """Open the data set at a URL afresh, and remember it for this process."""
     node = open_node(url, storage_options)
-    opened = _from_group(url, node)
+    with describing(url):
+        opened = _from_group(url, node)
     with _LOCK:
         while len(_CACHE) >= _CACHE_SIZE:
             del _CACHE[next(iter(_CACHE))]
@@ -95,30 +96,34 @@ def _from_group(url: str, node: zarr.Group | zarr.Array[Any]) -> Opened:
             "update daskdml"
         )
     if own is not None and not own.get("complete"):
-        raise ValueError(
-            f"{url} is an unfinished data set: its writing is in progress or was cut off; wait "
-            "for it, or write it again with overwrite=True"
-        )
+        raise ValueError(unfinished(url))
     prefix = (own or {}).get("prefix", "")
     readers = {part: _reader(url, node, prefix + part, own is not None) for part in PARTS}
     X = readers["X"]
     if X is None:
         raise ValueError(f"{url} is a Zarr group without an array X; a data set has one")
     _check_shapes(url, readers)
-    names = attrs.get("class_names")
+    names = _strings(url, attrs.get("class_names"))
+    coded = False if own is None else own.get("y_is_code")
+    if type(coded) is not bool or (coded and names is None):
+        raise ValueError(f"{url} does not say what its targets are; write the data set again")
     return Opened(
         X,
         readers["y"],
         readers["sample_weight"],
         (own or {}).get("id"),
-        np.array(names) if (own or {}).get("y_is_code") else None,
-        _strings(attrs.get("feature_names")),
-        _strings(names),
-        attrs.get("metadata") or {},
+        np.array(names, dtype=str) if coded else None,
+        _strings(url, attrs.get("feature_names")),
+        names,
+        dict(attrs.get("metadata") or {}),
     )
 
 
-def _strings(names: Iterable[str] | None) -> tuple[str, ...] | None:
+def _strings(url: str, names: Any) -> tuple[str, ...] | None:
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError(f"{url} has names that are no list of strings; write the data set again")
     return None if names is None else tuple(names)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from fsspec import AbstractFileSystem
+from fsspec.utils import infer_compression
 
+from daskdml.io.identity import Identity, array_digest, file_stamp, identity
 from daskdml.io.ratings import as_ids
-from daskdml.io.store import filesystem, is_local, resolve_url
+from daskdml.io.store import filesystem, is_local, resolve_url, retrying
 
-__all__ = ["Batch", "Columns", "rating_batches"]
+__all__ = ["Batch", "Columns", "Position", "rating_batches", "source_identity"]
 
 ROWS = 1 << 20
 """Ratings in a batch, at most."""
@@ -49,10 +53,17 @@ class Batch:
     times: np.ndarray | None
 
 
+Position = dict[str, int]
+"""A place in a source: behind `skip` ratings of a piece that begins where the rest says."""
+
+
 def rating_batches(
-    source: Any, columns: Columns, storage_options: Mapping[str, Any] | None = None
-) -> Iterator[Batch]:
-    """Read ratings in batches of about a million.
+    source: Any,
+    columns: Columns,
+    storage_options: Mapping[str, Any] | None = None,
+    after: Position | None = None,
+) -> Iterator[tuple[Batch, Position]]:
+    """Read ratings in batches of about a million, each with the position behind it.
 
     Parameters
     ----------
@@ -61,61 +72,120 @@ def rating_batches(
     columns : Columns
     storage_options : mapping or None
         For a source that is a URL.
+    after : dict or None
+        A position, where reading goes on.
 
     Raises
     ------
     ValueError
         Where a column, an id or a rating is missing; names the row.
     """
-    for piece in _pieces(source, columns, storage_options):
-        for start in range(0, len(piece.arrays[0]), ROWS):
+    begin = dict(after or {})
+    skip = begin.pop("skip", 0)
+    for piece in _pieces(source, columns, storage_options, begin):
+        n = len(piece.arrays[0])
+        for start in range(skip, n, ROWS):
             arrays = [a[start : start + ROWS] for a in piece.arrays]
-            yield _checked(_Piece(piece.source, piece.row + start, arrays), columns)
+            part = _Piece(piece.source, piece.row + start, arrays, {})
+            yield _checked(part, columns), {**piece.mark, "skip": start + len(arrays[0])}
+        skip = max(skip - n, 0)  # text may now be cut elsewhere
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some rows of a source: its name, the number of the first row, and the columns' values."""
+    """Some rows of a source: its name, the number of the first row, and the columns' values.
+
+    `mark` is where reading would have to begin for it.
+    """
 
     source: str
     row: int
     arrays: list[Any]
+    mark: Position
 
 
-def _pieces(source: Any, columns: Columns, options: Any) -> Iterator[_Piece]:
-    if isinstance(source, str | os.PathLike) or (
+def _is_files(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike) or (
         isinstance(source, list)
-        and source
+        and bool(source)
         and all(isinstance(s, str | os.PathLike) for s in source)
-    ):
+    )
+
+
+def source_identity(source: Any, columns: Columns, options: Any) -> Identity:
+    """What tells a source from others: names, sizes and times of files, bytes of what is in memory.
+
+    None for what cannot be known again.
+    """
+    if _is_files(source):
+        found = []
         for path in _paths(source, options):
-            yield from _file(path, columns, options)
+            fs, inside = filesystem(path, options)
+            fs.invalidate_cache()
+            found.append(file_stamp(fs, inside) if _exists(fs, inside) else [path])
+        return ["files", found]
+    if hasattr(source, "partitions") and hasattr(source, "columns"):
+        return identity(source)
+    if hasattr(source, "iloc") and hasattr(source, "columns"):
+        return identity(source[[name for name in columns.names if name in source.columns]])
+    if hasattr(source, "to_batches"):
+        known = hasattr(source, "combine_chunks")  # a table, whose rows are there
+        return ["table", _buffers(source, columns)] if known else None
+    if hasattr(source, "tocoo"):
+        coo = source.tocoo()
+        return ["sparse", list(coo.shape), *map(array_digest, (coo.row, coo.col, coo.data))]
+    return ["arrays", *map(array_digest, _of_arrays(source))]
+
+
+def _buffers(table: Any, columns: Columns) -> list[Any]:
+    """Types, cuts and digests of the buffers of a table's columns."""
+    found: list[Any] = []
+    for name in columns.names:
+        if name not in table.schema.names:
+            continue
+        for chunk in table.column(name).chunks:
+            data = [np.frombuffer(b, np.uint8) for b in chunk.buffers() if b is not None]
+            digests = [array_digest(values) for values in data]
+            found.append([name, str(chunk.type), chunk.offset, len(chunk), digests])
+    return found
+
+
+def _pieces(source: Any, columns: Columns, options: Any, begin: Position) -> Iterator[_Piece]:
+    if _is_files(source):
+        first = begin.get("file", 0)
+        for number, path in enumerate(_paths(source, options)[first:], first):
+            for piece in _file(path, columns, options, begin if number == first else {}):
+                yield replace(piece, mark={"file": number, **piece.mark})
     elif hasattr(source, "partitions") and hasattr(source, "columns"):
-        name, row = "the Dask DataFrame", 0
+        name, row = "the Dask DataFrame", begin.get("row", 0)
         _check_columns(list(source.columns), columns, name)
-        for k in range(source.npartitions):
+        for k in range(begin.get("part", 0), source.npartitions):
             frame = source[columns.names].partitions[k].compute()
-            yield _Piece(name, row, _of_frame(frame, columns))
+            yield _Piece(name, row, _of_frame(frame, columns), {"part": k, "row": row})
             row += len(frame)
     elif hasattr(source, "iloc") and hasattr(source, "columns"):
         _check_columns(list(source.columns), columns, "the DataFrame")
-        yield _Piece("the DataFrame", 0, _of_frame(source, columns))
+        yield _Piece("the DataFrame", 0, _of_frame(source, columns), {})
     elif hasattr(source, "to_batches"):  # pyarrow's Table and Dataset
         _check_columns(list(source.schema.names), columns, "the table")
-        yield from _of_batches("the table", source.to_batches(), columns)
+        yield from _of_batches("the table", source.to_batches(), columns, begin.get("row", 0))
     elif hasattr(source, "tocoo"):
         coo = source.tocoo()
-        yield _Piece("the sparse matrix", 0, [coo.row, coo.col, coo.data])
+        yield _Piece("the sparse matrix", 0, [coo.row, coo.col, coo.data], {})
     else:
-        yield _Piece("the ratings", 0, _of_arrays(source))
+        yield _Piece("the ratings", 0, _of_arrays(source), {})
 
 
-def _of_batches(name: str, batches: Iterable[Any], columns: Columns) -> Iterator[_Piece]:
-    row = 0
+def _of_batches(
+    name: str, batches: Iterable[Any], columns: Columns, begin: int, row: int = 0
+) -> Iterator[_Piece]:
+    """Pieces of Arrow's batches from row `begin` on; the first batch begins with row `row`."""
     for batch in batches:
-        if batch.num_rows:
-            yield _Piece(name, row, _of_arrow(batch, columns, name, row))
+        at = max(row, begin)
         row += batch.num_rows
+        if at < row:
+            rest = batch.slice(at - row + batch.num_rows)
+            yield _Piece(name, at, _of_arrow(rest, columns, name, at), {"row": at})
 
 
 def _of_arrays(source: Any) -> list[Any]:
@@ -147,7 +217,11 @@ def _paths(source: Any, options: Any) -> list[str]:
     return found
 
 
-def _file(path: str, columns: Columns, options: Any) -> Iterator[_Piece]:
+def _exists(fs: AbstractFileSystem, inside: str) -> bool:
+    return bool(retrying(lambda: fs.exists(inside), f"looking for {inside}"))
+
+
+def _file(path: str, columns: Columns, options: Any, begin: Position) -> Iterator[_Piece]:
     try:
         import pyarrow.dataset
     except ImportError as error:
@@ -155,35 +229,95 @@ def _file(path: str, columns: Columns, options: Any) -> Iterator[_Piece]:
             f"reading {path} needs pyarrow: pip install 'daskdml[arrow]', or give arrays"
         ) from error
     fs, inside = filesystem(path, options)
-    if not fs.exists(inside):
+    if not _exists(fs, inside):
         raise FileNotFoundError(f"{path} does not exist; check the URL")
     if not path.endswith(_ARROW):
-        yield from _of_batches(path, _csv(path, fs, inside, columns), columns)
+        yield from _csv(path, fs, inside, columns, begin)
         return
     kind = "parquet" if path.endswith((".parquet", ".pq")) else "ipc"
     data = pyarrow.dataset.dataset(inside, format=kind, filesystem=fs)
     _check_columns(data.schema.names, columns, path)
-    yield from _of_batches(path, data.to_batches(columns=columns.names, batch_size=ROWS), columns)
-
-
-def _csv(path: str, fs: Any, inside: str, columns: Columns) -> Iterator[Any]:
-    import pyarrow
-    import pyarrow.csv
-
-    # Its threads would parse ahead, some hundred MB of it.
-    reads = pyarrow.csv.ReadOptions(block_size=CSV_BLOCK, use_threads=False)
-    wanted = pyarrow.csv.ConvertOptions(include_columns=columns.names)
-    delimiter = "\t" if ".tsv" in os.path.basename(path) else ","
-    parses = pyarrow.csv.ParseOptions(delimiter=delimiter)
+    wanted: dict[str, Any] = {"columns": columns.names, "batch_size": ROWS}
+    if not begin.get("row"):
+        yield from _of_batches(path, data.to_batches(**wanted), columns, 0)
+        return
     row = 0
+    for part, n in _row_groups(data):
+        if n is None or row + n > begin["row"]:
+            yield from _of_batches(path, part.to_batches(**wanted), columns, begin["row"], row)
+        row += n or 0
+
+
+def _row_groups(data: Any) -> Iterator[tuple[Any, int | None]]:
+    """Parts of a Parquet file, and their rows, to be passed over unread; other files whole."""
+    for fragment in data.get_fragments():
+        if hasattr(fragment, "split_by_row_group"):
+            for part in fragment.split_by_row_group():
+                yield part, part.row_groups[0].num_rows
+        else:
+            yield fragment, None
+
+
+def _csv(path: str, fs: Any, inside: str, columns: Columns, begin: Position) -> Iterator[_Piece]:
+    """Pieces of a text file: blocks of whole lines. The first one settles names and types."""
+    import pyarrow
+
+    first = next(_text_blocks(fs, inside, 0), b"")
+    row, offset = begin.get("row", 0), begin.get("offset", 0)
+    try:
+        parse = _Parser(path, first, columns)
+        for text in _text_blocks(fs, inside, offset):
+            table = parse(text, offset == 0)
+            if table.num_rows:
+                arrays = _of_arrow(table, columns, path, row)
+                yield _Piece(path, row, arrays, {"row": row, "offset": offset})
+            row, offset = row + table.num_rows, offset + len(text)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowKeyError, KeyError) as error:
+        raise ValueError(_why(path, row, str(error))) from error
+
+
+def _text_blocks(fs: Any, inside: str, offset: int) -> Iterator[bytes]:
+    """Whole lines of a text file, some MB at a time, from a place in its decompressed bytes on."""
+    rest = b""
     with fs.open(inside, "rb", compression="infer") as stream:
-        try:
-            with pyarrow.csv.open_csv(stream, reads, parses, wanted) as batches:
-                for batch in batches:
-                    yield batch
-                    row += batch.num_rows
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowKeyError, KeyError) as error:
-            raise ValueError(_why(path, row, str(error))) from error
+        if infer_compression(inside) is None:
+            stream.seek(offset)
+        else:
+            while offset and (passed := stream.read(min(offset, CSV_BLOCK))):
+                offset -= len(passed)
+        while block := stream.read(CSV_BLOCK):
+            end = max(block.rfind(b"\n"), block.rfind(b"\r") if b"\n" not in block else -1) + 1
+            if end:
+                yield rest + block[:end]
+                rest = b""
+            rest += block[end:]
+    if rest:
+        yield rest
+
+
+class _Parser:
+    """Text -> an Arrow table, with the names and types of a file's first block."""
+
+    def __init__(self, path: str, first: bytes, columns: Columns) -> None:
+        import pyarrow.csv
+
+        self._csv = pyarrow.csv
+        delimiter = "\t" if ".tsv" in os.path.basename(path) else ","
+        self._how = pyarrow.csv.ParseOptions(delimiter=delimiter)
+        self._include = columns.names
+        self._types = {field.name: field.type for field in self._read(first, {}, {}).schema}
+        # Its threads would parse ahead, some hundred MB of it.
+        reads = pyarrow.csv.ReadOptions(use_threads=False)
+        opened = pyarrow.csv.open_csv(io.BytesIO(first), reads, self._how)
+        self._names = opened.schema.names
+
+    def _read(self, text: bytes, names: dict[str, Any], types: dict[str, Any]) -> Any:
+        reads = self._csv.ReadOptions(use_threads=False, block_size=max(len(text), 1), **names)
+        wanted = self._csv.ConvertOptions(include_columns=self._include, column_types=types)
+        return self._csv.read_csv(io.BytesIO(text), reads, self._how, wanted)
+
+    def __call__(self, text: bytes, with_names: bool) -> Any:
+        return self._read(text, {} if with_names else {"column_names": self._names}, self._types)
 
 
 def _why(path: str, row: int, text: str) -> str:

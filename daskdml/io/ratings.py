@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +15,11 @@ import zarr
 
 from daskdml.io import buffers
 from daskdml.io.chunks import ChunkReader, ReadStats, Wanted, read_many
+from daskdml.io.identity import array_digest
 from daskdml.io.layout import FORMAT
 from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.split import draw_seed
-from daskdml.io.store import open_node, resolve_url, retrying
+from daskdml.io.store import describing, open_node, resolve_url, retrying, unfinished
 from daskdml.kernels.ratings import RatingBlock, compress, draw
 from daskdml.units import bytes_text
 
@@ -111,20 +113,26 @@ class Part:
 
 @dataclass(frozen=True)
 class Stored:
-    """Arrays and attributes of a store, as opened in this process."""
+    """Arrays and attributes of a store, as opened in this process; `name` is for errors."""
 
+    name: str
     arrays: dict[str, ChunkReader]
     facts: dict[str, Any]
 
     @cached_property
     def nnz(self) -> np.ndarray:
         """Ratings of each block, (p, q)."""
-        return self._whole("blocks/nnz").reshape(self.facts["grid"])
+        p, q = self.facts["grid"]
+        nnz = self._whole("blocks/nnz")
+        widest = min(self.arrays[f"by_{walk}/index"].shape[1] for walk in SIDES)
+        if len(nnz) != p * q or not 0 <= nnz.min(initial=0) <= nnz.max(initial=0) <= widest:
+            raise damaged(self.name, "its blocks have numbers of ratings that cannot be")
+        return nnz.reshape(p, q)
 
     @cached_property
     def last(self) -> np.ndarray:
         """Place of the item that each user rated last, (users,)."""
-        return self._whole("users/last")
+        return self._whole("users/last")  # compared with places, never one
 
     def bounds(self, walk: Walk) -> np.ndarray:
         """Where the blocks of users or items begin, (n_blocks + 1,); no ids are read."""
@@ -132,11 +140,18 @@ class Stored:
 
     @cached_property
     def _user_bounds(self) -> np.ndarray:
-        return self._whole("users/bounds")
+        return self._bounds("users", self.facts["grid"][0])
 
     @cached_property
     def _item_bounds(self) -> np.ndarray:
-        return self._whole("items/bounds")
+        return self._bounds("items", self.facts["grid"][1])
+
+    def _bounds(self, name: str, n_blocks: int) -> np.ndarray:
+        found = self._whole(f"{name}/bounds")
+        ends = len(found) == n_blocks + 1 and (found[0], found[-1]) == (0, self.facts[name])
+        if not ends or (np.diff(found) < 0).any():
+            raise damaged(self.name, f"the blocks of its {name} do not follow each other")
+        return found
 
     def side(self, walk: Walk) -> Side:
         """Ids and block bounds of users or items."""
@@ -157,6 +172,8 @@ class Stored:
         text = self._whole(f"{name}/id_utf8").tobytes()
         ends = self._whole(f"{name}/id_ends").tolist()
         starts = [0, *ends[:-1]]
+        if sorted(starts) != starts or (ends and not starts[-1] <= ends[-1] == len(text)):
+            raise damaged(self.name, f"the ids of its {name} do not follow each other")
         ids = [text[a:b].decode() for a, b in zip(starts, ends, strict=True)]
         return Side(np.array(ids, dtype=str), bounds)
 
@@ -164,6 +181,14 @@ class Stored:
         return self.arrays[name].read(0, self.arrays[name].n_rows)[0]
 
 
+def damaged(name: str, why: str) -> ValueError:
+    """What is raised for ratings that cannot be used."""
+    return ValueError(f"{name} is damaged: {why}; restore it or convert the ratings again")
+
+
+_ALWAYS = {"blocks/nnz", "users/bounds", "items/bounds"} | {
+    f"by_{walk}/{part}" for walk in SIDES for part in ("indptr", "index", "value")
+}
 _CACHE: dict[tuple[str, str, str], Stored] = {}
 _CACHE_SIZE = 32
 
@@ -172,6 +197,8 @@ def from_node(url: str, node: Any) -> Stored:
     """The arrays of a Zarr group of ratings, checked; `url` names it in errors."""
     attributes: dict[str, Any] = dict(node.attrs) if isinstance(node, zarr.Group) else {}
     own: dict[str, Any] = attributes.get("daskdml") or {}
+    if own.get("complete") is False:
+        raise ValueError(unfinished(url))
     if own.get("kind") != "ratings":
         raise ValueError(
             f"{url} holds no ratings; write them there with daskdml.io.convert_ratings(source, url)"
@@ -181,7 +208,22 @@ def from_node(url: str, node: Any) -> Stored:
             f"{url} has format {own.get('format')!r}, this version of daskdml reads {FORMAT}; "
             "update daskdml"
         )
+    with describing(url):
+        return Stored(url, _arrays(url, node, own), own)
+
+
+def _arrays(url: str, node: Any, own: dict[str, Any]) -> dict[str, ChunkReader]:
+    """What the attributes name, if they and the arrays fit together."""
     prefix = own.get("prefix", "")
+    p, q = own["grid"]
+    counts = [p, q, own["users"], own["items"], own["ratings"]]
+    if not all(type(n) is int and n >= 0 for n in counts) or min(p, q) < 1:
+        raise damaged(url, f"its grid or its numbers of users, items and ratings are {counts}")
+    numbers = [own[name] for name in ("sum", "least", "largest") if own.get(name) is not None]
+    if not all(type(n) in (int, float) for n in numbers):
+        raise damaged(url, "what it says of the sum and range of its ratings is no number")
+    if own["dtype"] not in ("float32", "float64") or not isinstance(own["id"], str):
+        raise damaged(url, "its attributes name another dtype or no id")
     arrays = {}
     for name in own["arrays"]:
         found = retrying(partial(node.get, prefix + name), f"opening {name} of {url}")
@@ -191,7 +233,12 @@ def from_node(url: str, node: Any) -> Stored:
                 "the ratings again"
             )
         arrays[name] = ChunkReader(found, strict=True)
-    return Stored(arrays, own)
+        wanted = p * q if name.startswith("by_") else None
+        if wanted is not None and (found.ndim != 2 or found.shape[0] != wanted):
+            raise damaged(url, f"{name} has shape {found.shape} for a grid of {p} x {q}")
+    for name in _ALWAYS - set(arrays):
+        raise damaged(url, f"its attributes do not name {name}")
+    return arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,6 +346,18 @@ class Ratings:
         """Whether each rating has a timestamp."""
         return "by_user/time" in self.facts["arrays"]
 
+    @property
+    def content(self) -> list[Any]:
+        """What tells these ratings from others in any process."""
+        parts = [[p.by, p.size, p.seed, p.test] for p in self.parts]
+        if self.memory is None:
+            return [self.url, self.identity, parts]
+        found: list[Any] = []
+        for name, reader in sorted(self.memory.arrays.items()):
+            chunks = pairwise(reader.chunk_bounds)
+            found.append([name, [array_digest(reader.read(a, b)[0]) for a, b in chunks]])
+        return [found, parts]
+
     def bounds(self, walk: Walk) -> np.ndarray:
         """Where the blocks of users or items begin, (n_blocks + 1,)."""
         return self._stored.bounds(walk)
@@ -366,11 +425,13 @@ class Ratings:
         nnz = int(self.nnz[i, j])
         names, lengths = ("indptr", "index", "value"), (rows + 1, nnz, nnz)
         (indptr, indices, values), stats = self._parts(walk, names, i, j, lengths)
-        if int(indptr[-1]) != nnz or (nnz and int(indptr.min()) < 0):
-            raise ValueError(
-                f"block ({i}, {j}) of {self.name} is damaged: it has {nnz} ratings, its rows "
-                f"{int(indptr[-1])}; restore it or convert the ratings again"
-            )
+        others = self._stored.bounds("item" if walk == "user" else "user")
+        other = j if walk == "user" else i
+        whole = (len(indptr), len(indices), len(values)) == (rows + 1, nnz, nnz)
+        if not whole or indptr[0] != 0 or indptr[-1] != nnz or (indptr[1:] < indptr[:-1]).any():
+            raise damaged(f"block ({i}, {j}) of {self.name}", f"it has {nnz} ratings, its rows not")
+        if nnz and not 0 <= indices.min() <= indices.max() < others[other + 1] - others[other]:
+            raise damaged(f"block ({i}, {j}) of {self.name}", "it names what is not in it")
         block = RatingBlock(indptr, indices, values)
         if self.parts:
             keep, more = self._keep(walk, i, j, block)

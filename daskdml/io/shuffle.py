@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 
-__all__ = ["Deal", "Shuffled", "Spill"]
+__all__ = ["Deal", "Shuffled", "Spill", "block_of", "grid_of"]
 
 
 class Spill:
-    """Columns of batches in a scratch file."""
+    """Columns of batches in a scratch file.
+
+    Parameters
+    ----------
+    file : file
+        What is in it already stays; `take` passes over it.
+    with_time : bool
+    dtype : dtype
+        Of the ratings.
+    """
 
     def __init__(self, file: BinaryIO, with_time: bool, dtype: np.dtype[Any]) -> None:
         self.file = file
@@ -28,11 +35,17 @@ class Spill:
         """Ratings in the file."""
         return sum(self.sizes)
 
+    def take(self, n: int) -> list[np.ndarray]:
+        """Read the next batch of an earlier attempt, of n ratings, and count it in."""
+        self.sizes.append(n)
+        return self._read(n)
+
     def append(self, *columns: np.ndarray | None) -> None:
-        """Write a batch."""
+        """Write a batch behind those before."""
         for values, dtype in zip(columns, self.dtypes, strict=False):
             assert values is not None
             self.file.write(np.ascontiguousarray(values, dtype).data)
+        self.file.flush()
         self.sizes.append(len(columns[0]))  # type: ignore[arg-type]
 
     def batches(self) -> Iterator[list[np.ndarray]]:
@@ -40,7 +53,10 @@ class Spill:
         self.file.flush()
         self.file.seek(0)
         for n in self.sizes:
-            yield [np.fromfile(self.file, dtype, n) for dtype in self.dtypes]
+            yield self._read(n)
+
+    def _read(self, n: int) -> list[np.ndarray]:
+        return [np.fromfile(self.file, dtype, n) for dtype in self.dtypes]
 
 
 @dataclass(frozen=True)
@@ -86,40 +102,39 @@ class Deal:
 
 
 class Shuffled:
-    """The ratings of each block, together in a scratch file for each column."""
+    """The ratings of each block, together in a scratch file for each column.
 
-    def __init__(self, spill: Spill, sides: tuple[Deal, Deal]) -> None:
+    Parameters
+    ----------
+    sides : tuple of Deal
+    dtypes : sequence of dtype
+        Of the columns: users, items, ratings and perhaps times.
+    files : sequence of file
+        One for each.
+    starts : ndarray of shape (n_blocks + 1,)
+        Where each block begins.
+    """
+
+    def __init__(
+        self,
+        sides: tuple[Deal, Deal],
+        dtypes: Sequence[np.dtype[Any]],
+        files: Sequence[BinaryIO],
+        starts: np.ndarray,
+    ) -> None:
         self.users, self.items = sides
-        self.grid = len(self.users.bounds) - 1, len(self.items.bounds) - 1
-        self.dtypes = spill.dtypes
-        self.starts = self._count(spill)
-        self._free = self.starts[:-1].copy()
+        self.grid = grid_of(sides)
+        self.dtypes, self.starts = dtypes, starts
+        self._files = files
 
-    def _count(self, spill: Spill) -> np.ndarray:
-        counts = np.zeros(self.grid[0] * self.grid[1], np.int64)
-        for u, i, *_ in spill.batches():
-            counts += np.bincount(self._block(u, i), minlength=len(counts))
-        return np.concatenate([[0], np.cumsum(counts)])
-
-    def _block(self, u: np.ndarray, i: np.ndarray) -> np.ndarray:
-        return self.users.block[u] * np.int32(self.grid[1]) + self.items.block[i]
-
-    def __enter__(self) -> Shuffled:
-        with ExitStack() as opening:
-            self._files = [
-                opening.enter_context(tempfile.TemporaryFile(prefix="daskdml-ratings-"))
-                for _ in self.dtypes
-            ]
-            self._open = opening.pop_all()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._open.close()
+    def begin(self, filled: np.ndarray) -> None:
+        """Begin to add batches; each block has so many ratings already."""
+        self._free = self.starts[:-1] + filled
 
     def add(self, batch: list[np.ndarray]) -> None:
         """Write each of a batch's ratings behind those of its block."""
         u, i, *rest = batch
-        block = self._block(u, i)
+        block = block_of((self.users, self.items), u, i)
         order = np.argsort(block, kind="stable")
         sorted_blocks = block[order]
         columns = [self.users.local[u][order], self.items.local[i][order]]
@@ -139,6 +154,16 @@ class Shuffled:
             np.frombuffer(os.pread(f.fileno(), n * d.itemsize, start * d.itemsize), d)
             for f, d in zip(self._files, self.dtypes, strict=True)
         ]
+
+
+def grid_of(sides: tuple[Deal, Deal]) -> tuple[int, int]:
+    """Blocks of users and of items."""
+    return len(sides[0].bounds) - 1, len(sides[1].bounds) - 1
+
+
+def block_of(sides: tuple[Deal, Deal], u: np.ndarray, i: np.ndarray) -> np.ndarray:
+    """Numbers of the blocks of ratings, by the codes of their users and items."""
+    return sides[0].block[u] * np.int32(grid_of(sides)[1]) + sides[1].block[i]
 
 
 def _write_at(file: Any, values: np.ndarray, at: int) -> None:

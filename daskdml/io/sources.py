@@ -19,6 +19,7 @@ from daskdml.io.arrays import default_chunks
 from daskdml.io.chunks import ChunkReader, ReadStats, row_bounds
 from daskdml.io.dask_rows import DaskSource
 from daskdml.io.dataset import Dataset, open_dataset
+from daskdml.io.identity import Identity, identity
 from daskdml.io.layout import PARTS
 from daskdml.io.store import open_node, resolve_url
 from daskdml.kernels.block import Block
@@ -48,6 +49,8 @@ class Source(Protocol):
         For people: short, not unique.
     token : str
         Names these very rows: equal tokens, equal rows.
+    identity : list or None
+        Names the rows of X in any process; None where that cannot be done.
     """
 
     @property
@@ -74,6 +77,8 @@ class Source(Protocol):
     def name(self) -> str: ...  # noqa: D102
     @property
     def token(self) -> str: ...  # noqa: D102
+    @property
+    def identity(self) -> Identity: ...  # noqa: D102
 
     def read(self, start: int, stop: int, parts: Iterable[str] = PARTS) -> tuple[Block, ReadStats]:
         """Read rows [start, stop) as a block."""
@@ -209,6 +214,14 @@ class ColumnSource:
     def in_memory(self) -> bool:
         """Whether X lies in this process."""
         return isinstance(self.X, _InMemory)
+
+    @property
+    def identity(self) -> Identity:
+        """What tells X from other rows in any process: its bytes, or where and what it is."""
+        if isinstance(self.X, _Stored):
+            return self.X.ds.identity
+        assert isinstance(self.X, _InMemory | ChunkReader)
+        return identity(self.X.array)
 
     def read(self, start: int, stop: int, parts: Iterable[str] = PARTS) -> tuple[Block, ReadStats]:
         """Read rows [start, stop) as a block.

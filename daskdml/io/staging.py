@@ -1,4 +1,4 @@
-"""Writing a data set so that it is there as a whole or not at all."""
+"""Writing a data set so that it is there as a whole or not at all, and so that a rerun goes on."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import zarr
 from fsspec import AbstractFileSystem
 from fsspec.core import split_protocol
 from zarr.abc.store import Store
@@ -19,14 +23,26 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from daskdml.io.store import filesystem, is_local, object_name, open_store, retrying
+from daskdml.io.hadoop import is_unfinished
+from daskdml.io.journal import Leftover, LocalLeftover, RemoteLeftover, finished_chunks, helps
+from daskdml.io.store import (
+    filesystem,
+    is_local,
+    object_name,
+    open_store,
+    retrying,
+    unfinished_folder,
+)
 
 __all__ = ["Staging", "stage"]
 
-T = TypeVar("T")
+_FOLDERS = ("hdfs", "webhdfs")
+"""Protocols of file systems that keep empty folders, and files that were never finished."""
 
-_RENAMING = ("hdfs", "webhdfs")
-"""Protocols of file systems that rename a folder in one step."""
+LEFTOVER = ".unfinished"
+"""Folder of an unfinished write under a target that cannot be renamed."""
+
+T = TypeVar("T")
 
 _NO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -45,15 +61,41 @@ class Staging(Protocol):
     store: Store
     prefix: str
 
-    def commit(self, attributes: Mapping[str, Any]) -> None:
-        """Make the data set appear at its URL, in place of an older one."""
+    @property
+    def scratch(self) -> Path:
+        """A folder of this machine that stays with the arrays until they are committed."""
+
+    @property
+    def resumed(self) -> bool:
+        """Whether an earlier attempt at the same run left arrays there."""
+
+    @property
+    def token(self) -> str | None:
+        """Names this run and all attempts at it; None where it cannot be gone on with."""
+
+    def finished(self, array: zarr.Array[Any]) -> set[int]:
+        """Numbers of an array's chunks that need not be written again."""
+
+    def commit(self, attributes: Mapping[str, Any], array: zarr.Array[Any] | None = None) -> None:
+        """Make the data set appear at its URL, in place of an older one.
+
+        With `array`, that array is the root, and `attributes` are its.
+        """
+
+    def leave(self, error: BaseException) -> None:
+        """After an error: keep what is finished where the same call can go on, else remove it."""
 
     def abandon(self) -> None:
         """Remove what was written; an older data set stays as it was."""
 
 
 def stage(
-    url: str, storage_options: Mapping[str, Any] | None = None, *, overwrite: bool = False
+    url: str,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    overwrite: bool = False,
+    run: str | None = None,
+    at_root: bool = False,
 ) -> Staging:
     """Prepare to write a data set.
 
@@ -64,6 +106,11 @@ def stage(
     storage_options : mapping or None
     overwrite : bool
         Allow that a Zarr group is there already; nothing else is ever overwritten.
+    run : str or None
+        What is written (see `daskdml.io.journal.run_of`): an unfinished attempt at the same is gone
+        on with, one at something else is removed. None is never gone on with.
+    at_root : bool
+        The root will be an array.
 
     Raises
     ------
@@ -71,12 +118,12 @@ def stage(
         Where something is there that may not be overwritten.
     PermissionError
         Where the place may not be written to.
+    RuntimeError
+        Where another process is writing there.
     """
     if is_local(url):
-        return _LocalStaging(url, overwrite)
-    if split_protocol(url)[0] in _RENAMING:
-        return _HdfsStaging(url, storage_options, overwrite)
-    return _RemoteStaging(url, storage_options, overwrite)
+        return _LocalStaging(url, overwrite, run)
+    return _RemoteStaging(url, storage_options, overwrite, run, at_root)
 
 
 def _check_target(url: str, occupied: bool, is_zarr: bool, overwrite: bool) -> None:
@@ -88,30 +135,73 @@ def _check_target(url: str, occupied: bool, is_zarr: bool, overwrite: bool) -> N
         raise FileExistsError(f"{url} exists; pass overwrite=True to replace it")
 
 
-def _put_group(store: Store, attributes: Mapping[str, Any]) -> None:
-    """Write the metadata of the root group in one piece."""
-    group = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
-    text = json.dumps(group, indent=2).encode()
-    buffer = default_buffer_prototype().buffer.from_bytes(text)
-    retrying(
-        lambda: sync(store.set("zarr.json", buffer)), f"writing {object_name(store, 'zarr.json')}"
-    )
+def _put_root(
+    store: Store, attributes: Mapping[str, Any], array: zarr.Array[Any] | None = None
+) -> None:
+    """Write the metadata of the root, a group or an array, in one piece."""
+    prototype = default_buffer_prototype()
+    if array is None:
+        group = {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+        buffer = prototype.buffer.from_bytes(json.dumps(group, indent=2).encode())
+    else:
+        metadata: Any = replace(array.metadata, attributes=dict(attributes))
+        buffer = metadata.to_buffer_dict(prototype)["zarr.json"]
+    name = object_name(store, "zarr.json")
+    retrying(lambda: sync(store.set("zarr.json", buffer)), f"writing {name}")
 
 
-class _LocalStaging:
-    """Write to a sibling directory, then rename it."""
+class _Staging:
+    """What both kinds share: the leftover of an earlier attempt, and what becomes of this one."""
 
-    def __init__(self, url: str, overwrite: bool) -> None:
-        self._url = url
+    _left: Leftover
+    _run: str | None
+
+    @property
+    def resumed(self) -> bool:
+        return self._left.resumed
+
+    @property
+    def token(self) -> str | None:
+        return None if self._run is None else f"{self._run}-{self._left.token}"
+
+    def finished(self, array: zarr.Array[Any]) -> set[int]:
+        return finished_chunks(array, self._left.rebooted) if self._left.resumed else set()
+
+    def leave(self, error: BaseException) -> None:
+        if self._run is not None and helps(error):
+            self._left.release()
+        else:
+            self.abandon()
+
+    def abandon(self) -> None:
+        raise NotImplementedError
+
+
+class _LocalStaging(_Staging):
+    """Write to a hidden directory beside the target, then rename it."""
+
+    def __init__(self, url: str, overwrite: bool, run: str | None) -> None:
+        self._url, self._run = url, run
         self._target = Path(os.path.realpath(url))
         self._overwrite = overwrite
         self._check()
-        token = secrets.token_hex(4)
-        self._tmp = self._target.with_name(f".{self._target.name}.tmp-{token}")
-        self._old = self._target.with_name(f".{self._target.name}.old-{token}")
-        self._allowed(lambda: self._tmp.mkdir(parents=True))
+        folder = unfinished_folder(self._target)
+        self._left = left = self._allowed(lambda: LocalLeftover(folder, run, url))
+        self._tmp = folder / left.token
+        self._old = self._target.with_name(f".{self._target.name}.old-{left.token}")
+        try:
+            self._tmp.mkdir(exist_ok=True)
+            for path in self._tmp.rglob("*.partial"):  # objects whose writer was killed
+                path.unlink()
+        except BaseException:
+            left.release()
+            raise
         self.store: Store = LocalStore(self._tmp)
         self.prefix = ""
+
+    @property
+    def scratch(self) -> Path:
+        return self._tmp.parent / "scratch"
 
     def _check(self) -> None:
         occupied = os.path.lexists(self._target)
@@ -120,9 +210,9 @@ class _LocalStaging:
         is_zarr = (self._target / "zarr.json").is_file() or (self._target / ".zgroup").is_file()
         _check_target(self._url, occupied, is_zarr, self._overwrite)
 
-    def _allowed(self, action: Callable[[], None]) -> None:
+    def _allowed(self, action: Callable[[], T]) -> T:
         try:
-            action()
+            return action()
         except OSError as error:
             if error.errno not in _NO_WRITE:
                 raise
@@ -131,8 +221,8 @@ class _LocalStaging:
                 "you may write"
             ) from error
 
-    def commit(self, attributes: Mapping[str, Any]) -> None:
-        _put_group(self.store, attributes)
+    def commit(self, attributes: Mapping[str, Any], array: zarr.Array[Any] | None = None) -> None:
+        _put_root(self.store, attributes, array)
         self._check()
         if self._target.exists() and self._overwrite:
             self._target.rename(self._old)
@@ -143,107 +233,135 @@ class _LocalStaging:
                 self._old.rename(self._target)
             raise
         shutil.rmtree(self._old, ignore_errors=True)
+        self._left.remove()
 
     def abandon(self) -> None:
-        shutil.rmtree(self._tmp, ignore_errors=True)
+        self._left.remove()
 
 
-class _HdfsStaging:
-    """Write to a sibling folder, then rename it, as on local disk."""
-
-    def __init__(
-        self, url: str, storage_options: Mapping[str, Any] | None, overwrite: bool
-    ) -> None:
-        self._url = url
-        self._overwrite = overwrite
-        self._fs, self._target = filesystem(url, storage_options)
-        self._check()
-        token = secrets.token_hex(4)
-        above, _, name = url.rpartition("/")
-        new = f"{above}/.{name}.tmp-{token}"
-        folder = self._target.rpartition("/")[0]
-        self._tmp = f"{folder}/.{name}.tmp-{token}"
-        self._old = f"{folder}/.{name}.old-{token}"
-        self._do(lambda: self._fs.makedirs(self._tmp, exist_ok=True), "writing")
-        self.store: Store = open_store(new, storage_options, read_only=False)
-        self.prefix = ""
-
-    def _do(self, action: Callable[[], T], what: str) -> T:
-        return retrying(action, f"{what} {self._url}")
-
-    def _check(self) -> bool:
-        """Whether something is there that may be replaced."""
-        try:
-            found = self._do(lambda: self._fs.ls(self._target, detail=False), "listing")
-        except FileNotFoundError:
-            return False
-        names = {name.rpartition("/")[2] for name in found}
-        _check_target(
-            self._url, bool(found), bool(names & {"zarr.json", ".zgroup"}), self._overwrite
-        )
-        return bool(found)
-
-    def commit(self, attributes: Mapping[str, Any]) -> None:
-        _put_group(self.store, attributes)
-        replaces = self._check()
-        if replaces:
-            self._fs.mv(self._target, self._old)
-        try:
-            self._fs.mv(self._tmp, self._target, overwrite=True)  # of an empty folder
-        except OSError:
-            if replaces:
-                self._fs.mv(self._old, self._target)
-            raise
-        if replaces:
-            self._fs.rm(self._old, recursive=True)
-
-    def abandon(self) -> None:
-        with contextlib.suppress(OSError):
-            self._fs.rm(self._tmp, recursive=True)
-
-
-class _RemoteStaging:
+class _RemoteStaging(_Staging):
     """Write in place; the root's metadata, put last and in one piece, make it a data set.
 
     Where an older one is to be replaced, the new arrays get a folder of their own, and the old
     objects are removed after the root points to the new ones.
     """
 
+    _left: RemoteLeftover
+
     def __init__(
-        self, url: str, storage_options: Mapping[str, Any] | None, overwrite: bool
+        self,
+        url: str,
+        storage_options: Mapping[str, Any] | None,
+        overwrite: bool,
+        run: str | None,
+        at_root: bool,
     ) -> None:
         self._fs, self._path = filesystem(url, storage_options)
-        old = self._list()
-        names = {name.rpartition("/")[2] for name in old}
-        _check_target(url, bool(old), bool(names & {"zarr.json", ".zgroup"}), overwrite)
-        self._replaces = bool(old)
+        self._has_folders = split_protocol(url)[0] in _FOLDERS
+        self._run = run
         self.store: Store = open_store(url, storage_options, read_only=False)
-        self.prefix = f"data-{secrets.token_hex(4)}/" if old else ""
-        if not old:
-            _put_group(self.store, {"daskdml": {"format": 1, "complete": False}})
+        old = self._names()
+        root = self._root() if "zarr.json" in old else {}
+        begun = root.get("complete") is False
+        self._keep = old if old and not begun else set()
+        is_zarr = bool(old & {"zarr.json", ".zgroup"})
+        _check_target(url, bool(self._keep), is_zarr, overwrite)
+        self._left = RemoteLeftover(self._fs, f"{self._path}/{LEFTOVER}", run, url)
+        self._url = url
+        try:
+            self._begin(old, root, at_root)
+        except BaseException:
+            self._left.release()
+            raise
+        self.prefix = str(self._left.facts["prefix"])
 
-    def _list(self) -> list[str]:
+    def _begin(self, old: set[str], root: Mapping[str, Any], at_root: bool) -> None:
+        """Make ready to write, anew where no attempt at this run is there."""
+        left = self._left
+        if left.resumed and self._has_folders:
+            self._remove_unfinished()
+        if left.resumed and self._keep and left.facts["prefix"] == root.get("prefix", ""):
+            left.forget()  # it was committed, and cut off while it tidied up
+        if not left.resumed:
+            self._clear(old, root)
+            left.begin(prefix=f"data-{left.token}/" if old and not at_root else "")
+        if not self._keep:
+            _put_root(self.store, {"daskdml": {"format": 1, "complete": False}})
+
+    @property
+    def scratch(self) -> Path:
+        return _scratch_of(self._url)
+
+    def _clear(self, old: set[str], root: Mapping[str, Any]) -> None:
+        """Remove what other runs left: all, or the folders that a data set there does not name."""
+        if self._keep:
+            named = str(root.get("prefix", "")).rstrip("/")
+            old = {name for name in old if root and name.startswith("data-") and name != named}
+        for name in old:
+            self._remove(name)
+
+    def _remove_unfinished(self) -> None:
+        """Remove what killed writers left of single files."""
+        for path in retrying(lambda: self._fs.find(self._path), f"listing {self._url}"):
+            inside = path.removeprefix(self._path).lstrip("/")
+            if is_unfinished(path) and not inside.startswith(LEFTOVER):
+                self._remove(inside)
+
+    def _root(self) -> dict[str, Any]:
+        """What the root's metadata say of this library's."""
+        text = retrying(
+            lambda: self._fs.cat_file(f"{self._path}/zarr.json"), f"reading {self._path}/zarr.json"
+        )
+        try:
+            return dict(json.loads(text)["attributes"]["daskdml"])
+        except (ValueError, KeyError, TypeError):
+            return {}
+
+    def _names(self) -> set[str]:
         """Names of the objects and folders directly under the URL."""
         fs: AbstractFileSystem = self._fs
         fs.invalidate_cache()
         try:
             found = retrying(lambda: fs.ls(self._path, detail=False), f"listing {self._path}")
         except FileNotFoundError:
-            return []
+            return set()
         root = self._path.strip("/")
-        return [name for name in found if name.strip("/") != root]
+        names = {name.rstrip("/").rpartition("/")[2] for name in found if name.strip("/") != root}
+        return names - {LEFTOVER}
 
-    def commit(self, attributes: Mapping[str, Any]) -> None:
-        _put_group(self.store, attributes)
-        if not self._replaces:
-            return
-        keep = {"zarr.json", self.prefix.rstrip("/")}
-        for name in self._list():
-            if name.rstrip("/").rpartition("/")[2] not in keep:
-                self._fs.rm(name, recursive=True)
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            path = f"{self._path}/{name}".rstrip("/")
+            with contextlib.suppress(FileNotFoundError):
+                retrying(partial(self._fs.rm, path, recursive=True), f"removing {path}")
+
+    def commit(self, attributes: Mapping[str, Any], array: zarr.Array[Any] | None = None) -> None:
+        self._left.confirm()
+        _put_root(self.store, attributes, array)
+        if self.prefix:
+            for name in self._names() - {"zarr.json", self.prefix.rstrip("/")}:
+                self._remove(name)
+        self._left.remove()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def abandon(self) -> None:
-        path = f"{self._path}/{self.prefix}".rstrip("/")
         self._fs.invalidate_cache()
-        if self._fs.exists(path):
-            self._fs.rm(path, recursive=True)
+        if self._keep:
+            self._remove(self.prefix.rstrip("/"))
+        else:
+            for name in self._names():
+                self._remove(name)
+        self._left.remove()
+        if self._has_folders and not self._keep:
+            with contextlib.suppress(OSError):  # it is not empty
+                self._fs.rm(self._path)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _scratch_of(url: str) -> Path:
+    """The scratch folder of a target that is not on local disk: see docs/reliability.md."""
+    from dask import config
+
+    base = config.get("temporary-directory", None) or tempfile.gettempdir()
+    name = sha256(url.encode()).hexdigest()[:16]
+    return Path(base) / f"daskdml-{os.getuid()}" / name

@@ -27,7 +27,7 @@ class DamagedError(ValueError):
     """Bytes that are no state, or not the ones that were written."""
 
 
-def encode_state(state: Any) -> bytes:
+def encode_state(state: Any) -> bytearray:
     """Bytes of a state.
 
     Parameters
@@ -38,8 +38,8 @@ def encode_state(state: Any) -> bytes:
 
     Returns
     -------
-    bytes
-        With a checksum; floats and arrays come back with the same bits.
+    bytearray
+        With a checksum; floats and arrays come back with the same bits. Arrays are copied once.
 
     Raises
     ------
@@ -51,14 +51,22 @@ def encode_state(state: Any) -> bytes:
     >>> decode_state(encode_state({"w": np.array([0.1, 2.0]), "t": (1, float("inf"))}))
     {'w': array([0.1, 2. ]), 't': (1, inf)}
     """
-    arrays: list[bytes] = []
+    arrays: list[np.ndarray] = []
     tree = json.dumps(_to_tree(state, arrays, [0])).encode()
-    data = b"".join(arrays)
-    body = _MAGIC + _HEAD.pack(len(tree), len(data)) + tree + data
-    return body + hashlib.sha256(body).digest()
+    n_data = sum(array.nbytes for array in arrays)
+    head = _MAGIC + _HEAD.pack(len(tree), n_data) + tree
+    encoded = bytearray(len(head) + n_data + _DIGEST)
+    encoded[: len(head)] = head
+    at = len(head)
+    for array in arrays:
+        place = np.frombuffer(encoded, array.dtype, array.size, at)
+        place.reshape(array.shape)[...] = array
+        at += array.nbytes
+    encoded[at:] = hashlib.sha256(memoryview(encoded)[:at]).digest()
+    return encoded
 
 
-def decode_state(encoded: bytes) -> Any:
+def decode_state(encoded: bytes | bytearray) -> Any:
     """The state that `encode_state` made bytes of.
 
     Raises
@@ -67,17 +75,24 @@ def decode_state(encoded: bytes) -> Any:
         If the bytes are not those that were written, or name what this version does not know.
     """
     start = len(_MAGIC) + _HEAD.size
-    body = encoded[:-_DIGEST]
+    body = memoryview(encoded)[:-_DIGEST]
     if not encoded.startswith(_MAGIC) or len(encoded) < start + _DIGEST:
         raise DamagedError("it is no state that daskdml wrote")
-    if hashlib.sha256(body).digest() != encoded[-_DIGEST:]:
+    if hashlib.sha256(body).digest() != bytes(encoded[-_DIGEST:]):
         raise DamagedError("its checksum is not that of its bytes")
     n_tree, n_data = _HEAD.unpack(body[len(_MAGIC) : start])
     if len(body) != start + n_tree + n_data:
         raise DamagedError("its lengths do not add up")
     try:
-        return _from_tree(json.loads(body[start : start + n_tree]), body[start + n_tree :])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return _from_tree(json.loads(bytes(body[start : start + n_tree])), body[start + n_tree :])
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise DamagedError(f"this version of daskdml cannot read it: {error}") from error
 
 
@@ -92,7 +107,7 @@ def digest(state: Any) -> str:
     return hashlib.sha256(encode_state(state)).hexdigest()[:16]
 
 
-def _to_tree(x: Any, arrays: list[bytes], end: list[int]) -> Any:
+def _to_tree(x: Any, arrays: list[np.ndarray], end: list[int]) -> Any:
     if x is None or isinstance(x, (bool, str)) or type(x) is int:
         return x
     if type(x) is float:
@@ -101,9 +116,9 @@ def _to_tree(x: Any, arrays: list[bytes], end: list[int]) -> Any:
         value = np.asarray(x)
         if value.dtype.kind not in _KINDS:
             raise TypeError(f"an array of {value.dtype} cannot be part of a checkpoint")
-        at, data = end[0], np.ascontiguousarray(value).tobytes()
-        arrays.append(data)
-        end[0] += len(data)
+        at = end[0]
+        arrays.append(value)
+        end[0] += value.nbytes
         kind = "array" if isinstance(x, np.ndarray) else "scalar"
         return {kind: [value.dtype.str, list(value.shape), at]}
     if isinstance(x, np.dtype):
@@ -120,7 +135,7 @@ def _to_tree(x: Any, arrays: list[bytes], end: list[int]) -> Any:
     raise TypeError(f"{type(x).__name__} cannot be part of a checkpoint")
 
 
-def _from_tree(node: Any, data: bytes) -> Any:
+def _from_tree(node: Any, data: memoryview) -> Any:
     if not isinstance(node, dict):
         return node
     if "class" in node:
@@ -145,7 +160,7 @@ def _from_tree(node: Any, data: bytes) -> Any:
     raise ValueError(f"there is no kind {kind!r} of value")
 
 
-def _array(dtype: str, shape: list[int], at: int, data: bytes) -> np.ndarray:
+def _array(dtype: str, shape: list[int], at: int, data: memoryview) -> np.ndarray:
     kind = np.dtype(dtype)
     count = 1
     for n in shape:
@@ -158,6 +173,7 @@ def _array(dtype: str, shape: list[int], at: int, data: bytes) -> np.ndarray:
 def _class_of(module: str, name: str) -> Any:
     loaded = sys.modules.get(module) if module.startswith("daskdml.") else None
     found = getattr(loaded, name, None)
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+    own = isinstance(found, type) and found.__module__ == module
+    if not (own and dataclasses.is_dataclass(found)):
         raise ValueError(f"there is no class {module}.{name}")
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from random import SystemRandom
@@ -22,6 +23,7 @@ from daskdml.io.options import check_no_credentials
 
 __all__ = [
     "array_name",
+    "describing",
     "filesystem",
     "object_name",
     "open_node",
@@ -38,7 +40,7 @@ FIRST_PAUSE = 0.2
 LONG_ENOUGH = 60.0
 """Seconds after which what has failed twice is given up."""
 
-_CHANCE = SystemRandom()  # of its own: seeded streams of numbers go on as without it
+CHANCE = SystemRandom()  # of its own: seeded streams of numbers go on as without it
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hdfs": "hdfs", "webhdfs": "hdfs", "gs": "gcs", "gcs": "gcs",
            "abfs": "abfs", "abfss": "abfs", "az": "abfs", "adl": "abfs"}  # fmt: skip
@@ -97,6 +99,25 @@ def resolve_url(url: str | os.PathLike[str]) -> str:
 def is_local(url: str) -> bool:
     """Whether a resolved URL is a path of this machine."""
     return split_protocol(url)[0] is None
+
+
+def unfinished_folder(target: Path) -> Path:
+    """The hidden folder beside a local target in which it is written.
+
+    Examples
+    --------
+    >>> unfinished_folder(Path("/data/train.zarr")).name
+    '.train.zarr.unfinished'
+    """
+    return target.with_name(f".{target.name}.unfinished")
+
+
+def unfinished(url: str) -> str:
+    """What to tell who opens a target that is not whole."""
+    return (
+        f"{url} is unfinished: its writing is in progress or was cut off; wait for it, or make the "
+        "call that writes it again, which goes on from there"
+    )
 
 
 def _missing_package(url: str, error: ImportError) -> ImportError:
@@ -229,14 +250,41 @@ def open_node(
     """
     store = open_store(url, storage_options)
     try:
-        return retrying(lambda: zarr.open(store, mode="r"), f"opening {url}")
+        with describing(url):
+            return retrying(lambda: zarr.open(store, mode="r"), f"opening {url}")
     except (FileNotFoundError, NodeNotFoundError) as error:
+        if is_local(url) and unfinished_folder(Path(os.path.realpath(url))).exists():
+            raise FileNotFoundError(unfinished(url)) from error
         if is_local(url) and Path(url).exists():
             found = "is there, but holds no Zarr group or array (no zarr.json)"
         else:
             found = "does not exist"
         raise FileNotFoundError(
             f"{url} {found}; check the URL, or write a data set with daskdml.io.write_dataset"
+        ) from error
+
+
+@contextmanager
+def describing(url: str) -> Iterator[None]:
+    """Whatever metadata make Python raise becomes a ValueError that names what they are of.
+
+    Examples
+    --------
+    >>> with describing("/data/train.zarr"):
+    ...     {}["daskdml"]
+    Traceback (most recent call last):
+    ValueError: the metadata of /data/train.zarr cannot be used (KeyError: 'daskdml'); ...
+    """
+    try:
+        yield
+    except (OSError, ImportError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and url in str(error):
+            raise
+        why = f"{type(error).__name__}: {str(error)[:300]}"
+        raise ValueError(
+            f"the metadata of {url} cannot be used ({why}); restore them, or write it again"
         ) from error
 
 
@@ -300,6 +348,6 @@ def retrying(action: Callable[[], T], what: str) -> T:
                 raise ConnectionError(
                     f"{what} failed {attempt} times, last with {type(error).__name__}: {error}"
                 ) from error
-        time.sleep(pause * _CHANCE.uniform(0.5, 1.5))
+        time.sleep(pause * CHANCE.uniform(0.5, 1.5))
         pause *= 2
     raise AssertionError("unreachable")

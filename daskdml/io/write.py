@@ -12,13 +12,18 @@ import numpy as np
 import zarr
 
 from daskdml.io import checks
-from daskdml.io.arrays import CHUNK_BYTES, Labels, RowWriter, default_chunks
+from daskdml.io.arrays import CHUNK_BYTES, Labels, RowWriter, default_chunks, staged_array
 from daskdml.io.dataset import Dataset, open_dataset
+from daskdml.io.identity import identity
+from daskdml.io.journal import run_of
 from daskdml.io.layout import FORMAT, PARTS
 from daskdml.io.staging import Staging, stage
 from daskdml.io.store import resolve_url
 
 __all__ = ["write_dataset"]
+
+LABELS = 1 << 20
+"""Targets whose strings are looked at together."""
 
 _Parts = dict[str, np.ndarray]
 
@@ -37,6 +42,10 @@ def write_dataset(
     metadata: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Write rows as a data set, whole or not at all.
+
+    A write that was broken off, by Ctrl-C, a kill, a full disk or a lost store, is gone on with by
+    the same call, from the chunks that are there. Only blocks from an iterator cannot be had again:
+    with them each call begins anew.
 
     Parameters
     ----------
@@ -75,6 +84,8 @@ def write_dataset(
         Where the URL is taken; what is no Zarr group is never replaced.
     PermissionError
         Where the place may not be written to.
+    RuntimeError
+        Where another process is writing to the URL.
     ValueError, TypeError
         Where lengths, shapes or dtypes do not fit; nothing is left behind.
 
@@ -94,16 +105,21 @@ def write_dataset(
     names = checks.feature_names_of(X) if feature_names is None else feature_names
     labels = Labels(class_names)
     # Lengths and shapes known beforehand are checked before anything is written.
-    dask_input = checks.is_dask(X)
-    blocks = None if dask_input else _blocks(X, y, sample_weight)
-    staging = stage(target, storage_options, overwrite=overwrite)
+    blocks, parts = _input(X, y, sample_weight)
+    known: dict[str, Any] = {part: identity(parts.get(part)) for part in PARTS}
+    known["X"] = known["X"] if blocks is None else None
+    how = [int(chunks or 0), list(map(str, class_names or ()))]
+    run = run_of("write_dataset", how=how, **known)
+    staging = stage(target, storage_options, overwrite=overwrite, run=run)
     try:
-        if blocks is None:
+        if blocks is not None:
+            shape = _write_blocks(staging, blocks, chunks, labels)
+        elif checks.is_dask(X):
             from daskdml.io.dask_rows import write_dask
 
             shape = write_dask(staging, X, y, sample_weight, chunks, labels)
         else:
-            shape = _write_blocks(staging, blocks, chunks, labels)
+            shape = _write_slices(staging, parts, chunks, labels)
         own = {
             "format": FORMAT,
             "complete": True,
@@ -114,8 +130,8 @@ def write_dataset(
         attributes |= _names("feature_names", names, shape[1])
         attributes |= _names("class_names", labels.names or None, None)
         staging.commit({"daskdml": own, **attributes})
-    except BaseException:
-        staging.abandon()
+    except BaseException as error:
+        staging.leave(error)
         raise
     return open_dataset(target, storage_options)
 
@@ -156,16 +172,64 @@ def _write_blocks(
     return shapes["X"]
 
 
-def _blocks(X: Any, y: Any, sample_weight: Any) -> Iterator[_Parts]:
-    """Give any input but Dask's as checked blocks, empty ones left out."""
+def _write_slices(
+    staging: Staging, parts: dict[str, Any], chunks: int | None, labels: Labels
+) -> tuple[int, ...]:
+    """Write what has a length, from the first row on that is not there yet; give X's shape."""
+    X = parts["X"]
+    n_rows = int(X.shape[0])
+    if "y" in parts:
+        _learn(labels, parts["y"])
+    first = next(_slices({part: values[:1] for part, values in parts.items()}))
+    dtypes = {part: values.dtype for part, values in _coded(first, labels).items()}
+    rows = min(int(chunks or default_chunks(int(X.shape[1]), dtypes["X"])), n_rows)
+    arrays = {
+        part: staged_array(staging, part, (n_rows, *map(int, parts[part].shape[1:])), dtype, rows)
+        for part, dtype in dtypes.items()
+    }
+    begin = min(_first_missing(staging.finished(array)) for array in arrays.values()) * rows
+    begin = min(begin, (n_rows - 1) // rows * rows)
+    writers = {
+        part: RowWriter(staging.store, staging.prefix + part, rows, array, begin)
+        for part, array in arrays.items()
+    }
+    for block in _slices(parts, begin):
+        for part, rows_of in _coded(block, labels).items():
+            writers[part].append(rows_of)
+    return {part: writer.finish() for part, writer in writers.items()}["X"]
+
+
+def _first_missing(finished: set[int]) -> int:
+    return next(i for i in range(len(finished) + 1) if i not in finished)
+
+
+def _learn(labels: Labels, y: Any) -> None:
+    """Give strings of y their final codes."""
+    for start in range(0, int(y.shape[0]), LABELS):
+        values = checks.targets(np.asarray(y[start : start + LABELS]))
+        if values.dtype.kind != "U":
+            return
+        labels.encode(values)
+    labels.sort()
+
+
+def _coded(block: _Parts, labels: Labels) -> _Parts:
+    return {part: labels.encode(rows) if part == "y" else rows for part, rows in block.items()}
+
+
+def _input(X: Any, y: Any, sample_weight: Any) -> tuple[Iterator[_Parts] | None, dict[str, Any]]:
+    """Blocks of an iterator, or parts that have a length, checked; Dask's are taken as given."""
     streamed = isinstance(X, Iterable) and not hasattr(X, "shape") and not isinstance(X, list)
-    if streamed:
+    if streamed and not checks.is_dask(X):
         if y is not None or sample_weight is not None:
             raise ValueError(
                 "y and sample_weight come within the blocks of an iterator: give it as "
                 "(X_block, y_block, weight_block)"
             )
-        return _stream(iter(X))
+        return _stream(iter(X)), {}
+    if checks.is_dask(X):
+        given = {"X": X, "y": y, "sample_weight": sample_weight}
+        return None, {part: rows for part, rows in given.items() if rows is not None}
     if isinstance(X, zarr.Array) or checks.is_frame(X):
         checks.check_shape(tuple(X.shape))
     else:
@@ -177,15 +241,15 @@ def _blocks(X: Any, y: Any, sample_weight: Any) -> Iterator[_Parts]:
         checks.check_lengths(n_rows, y=parts["y"].shape[0])
     if sample_weight is not None:
         parts["sample_weight"] = checks.weights(_computed(sample_weight), n_rows)
-    return _slices(parts)
+    return None, parts
 
 
 def _computed(part: Any) -> Any:
     return part.compute() if checks.is_dask(part) else part
 
 
-def _slices(parts: dict[str, Any]) -> Iterator[_Parts]:
-    """Cut what has a length into blocks of a few chunks."""
+def _slices(parts: dict[str, Any], begin: int = 0) -> Iterator[_Parts]:
+    """Cut what has a length, from a row on, into blocks of a few chunks."""
     X = parts["X"]
     width = checks.frame_dtype(X).itemsize if checks.is_frame(X) else X.dtype.itemsize
     n_rows, step = X.shape[0], max(4 * CHUNK_BYTES // max(X.shape[1] * width, 1), 1)
@@ -193,8 +257,8 @@ def _slices(parts: dict[str, Any]) -> Iterator[_Parts]:
         stored = int((X.shards or X.chunks)[0])
         step = max(step // stored, 1) * stored
     dtype = checks.frame_dtype(X) if checks.is_frame(X) else X.dtype
-    for start in range(0, n_rows, step):
-        rows = slice(start, min(start + step, n_rows))
+    for start in range(begin // step * step, n_rows, step):
+        rows = slice(max(start, begin), min(start + step, n_rows))
         block = X.iloc[rows].to_numpy(dtype=dtype) if checks.is_frame(X) else X[rows]
         others = {part: np.asarray(parts[part][rows]) for part in parts if part != "X"}
         yield _checked(block, **others)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from daskdml.kernels.apart import copy_apart
 from daskdml.kernels.block import Block
+from daskdml.kernels.predict import array_token
 from daskdml.kernels.products import apart
 from daskdml.kernels.targets import check_rows, row_weights
 
@@ -119,8 +121,8 @@ class Centers:
     def __init__(self, centers: np.ndarray) -> None:
         self.centers = np.array(centers, dtype=np.float64)
 
-    def __dask_tokenize__(self) -> tuple[str, np.ndarray]:
-        return type(self).__name__, self.centers
+    def __dask_tokenize__(self) -> Any:
+        return type(self).__name__, array_token(self.centers)
 
     def labels(self, X: np.ndarray) -> np.ndarray:
         """Index of the nearest center of each row of X, shape (n,), int32."""

@@ -5,6 +5,7 @@ Workers run these: they need no estimator, and nothing of scikit-learn.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,18 @@ from daskdml.kernels.block import Block
 from daskdml.kernels.linear import scores
 from daskdml.kernels.metrics import Accuracy, Determination
 from daskdml.kernels.targets import check_rows, row_weights
+
+
+def array_token(array: np.ndarray) -> tuple[str, tuple[int, ...], str]:
+    """What tells an array from others; Dask would take its repr, which leaves out numbers.
+
+    Examples
+    --------
+    >>> array_token(np.array([1.0, 2.0]))[:2]
+    ('<f8', (2,))
+    """
+    data = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
+    return array.dtype.str, array.shape, hashlib.sha256(data).hexdigest()
 
 
 class Predict:
@@ -42,7 +55,8 @@ class Predict:
     def __dask_tokenize__(self) -> Any:
         how = self.decide
         name, extra = getattr(how, "func", how).__name__, getattr(how, "keywords", {})
-        return name, self.coef, self.intercept, sorted(extra.items())
+        more = [(key, array_token(np.asarray(extra[key]))) for key in sorted(extra)]
+        return name, array_token(self.coef), array_token(self.intercept), more
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         """Predictions of rows X; a `DataError` names the first that is not finite."""

@@ -166,7 +166,7 @@ class ALS:
         gradient = math.sqrt(of_items.gradient)
         return Sweep(users, items, first + second, objective, gradient), gram
 
-    def small(self, sweep: Sweep, before: Sweep | None, steepest: float, tol: float) -> str | None:
+    def small(self, sweep: Sweep, before: float | None, steepest: float, tol: float) -> str | None:
         """Stop where the gradient's norm is a small share of the largest one."""
         assert sweep.gradient is not None
         if before is not None and sweep.gradient <= tol * steepest:

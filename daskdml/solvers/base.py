@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
 from daskdml.engine.checkpoint import Checkpoints
+from daskdml.engine.journal import Entry
 from daskdml.engine.memory import Needs
 from daskdml.engine.opened import Opened
-from daskdml.engine.run import Data, PassTotals
+from daskdml.engine.run import NOTHING, Data, PassTotals
 from daskdml.events import FitEnd, FitStart, Message
 from daskdml.kernels.block import Block
 from daskdml.kernels.linear import Coordinates, LinearPass, LinearStats
@@ -23,6 +26,7 @@ from daskdml.kernels.targets import Targets, check_rows
 from daskdml.solvers.certificates import TINY, Certificate
 from daskdml.solvers.record import Record
 
+_OURS = ("daskdml", "contextlib", "sklearn")  # between a fit's end and who called it
 STUCK = "round-off hides any further decrease; raise tol, or add a penalty"
 
 
@@ -191,35 +195,69 @@ class RunOf(Generic[D]):
     history: list[Record] = field(default_factory=list)
     solution: Solution | None = None
     checkpoints: Checkpoints | None = None
+    _last: Saved = field(default_factory=lambda: Saved())
 
     def resume(self, fingerprint: Mapping[str, Any]) -> Saved | None:
         """Where an earlier call of this fit stood, or None; its history is this fit's, too.
 
-        `fingerprint` and what is raised are those of `Checkpoints.claim`.
+        Passes that the earlier call made in a step of its own are not made again, nor those before
+        the first step. To be called before any pass that a journal is to have. `fingerprint` and
+        what is raised are those of `Checkpoints.claim`.
         """
         if self.checkpoints is None:
             return None
         self.checkpoints.claim(fingerprint)
-        saved: Saved | None = self.checkpoints.load()
-        if saved is not None:
-            self.history[:] = saved.history
-            self.data.totals = saved.totals
-            self.began -= saved.history[-1].seconds
-            self.data.engine.tell(
-                Message(f"Goes on after step {saved.n_iter} from {self.checkpoints.place.url}.")
-            )
-        return saved
+        found: Saved | None = self.checkpoints.load()
+        if found is not None:
+            self._last = found
+            self.history[:] = found.history
+            self.data.totals = found.totals
+            self.began -= found.seconds
+            at = self.checkpoints.place.url
+            self.data.engine.tell(Message(f"Goes on after step {found.n_iter} from {at}."))
+        self.data.journal.start(self._last.journal, self._offer)
+        return None if self._last.state is None else self._last
 
-    def save(self, state: Any, best: Report, n_iter: int) -> None:
-        """Keep where the fit stands, if it is time to."""
-        if self.checkpoints is not None:
-            c = best.certificate
-            facts = {
-                "n_iter": n_iter, "objective": best.objective if c is None else c.objective,
-                "gap": None if c is None else c.gap,
-            }  # fmt: skip
-            history, totals = tuple(self.history), self.data.totals
-            self.checkpoints.offer(lambda: Saved(state, best, n_iter, history, totals), facts)
+    def save(
+        self, state: Any, best: Report, n_iter: int, ended: tuple[str, bool] | None = None
+    ) -> bool:
+        """Keep where the fit stands after a step, if it is time to, or if it has `ended`.
+
+        Tells whether it is kept.
+        """
+        if self.checkpoints is None:
+            return False
+        self.data.journal.step()
+        history, totals = tuple(self.history), self.data.totals
+        self._last = Saved(state, best, n_iter, history, totals, ended=ended)
+        return self._offer(now=ended is not None)
+
+    def _offer(self, now: bool = False) -> bool:
+        assert self.checkpoints is not None
+        seconds, journal = time.perf_counter() - self.began, self.data.journal.entries
+        last = self._last
+        facts: dict[str, Any] = {"n_iter": last.n_iter, "ended": last.ended is not None}
+        facts |= {"objective": None, "gap": None}
+        if last.best is not None:
+            c = last.best.certificate
+            facts["objective"] = last.best.objective if c is None else c.objective
+            facts["gap"] = None if c is None else c.gap
+        made = partial(_made, last, seconds, journal)
+        return self.checkpoints.offer(made, facts, now)
+
+    def finish(self, solution: Solution, best: Report) -> None:
+        """End with a solution, and keep it; or, if the user interrupted, where the fit stands."""
+        self.solution = solution
+        if solution.interrupted:
+            self.interrupt()
+        else:
+            ended = solution.reason, solution.converged
+            self.save(solution.state, best, solution.n_iter, ended)
+
+    def interrupt(self) -> None:
+        """Keep where the fit stands: Ctrl-C was pressed."""
+        if self.checkpoints is not None and self.checkpoints.claimed:
+            self._offer(now=True)
 
     def note(self, report: Report) -> None:
         """Add a report to the history and tell the callbacks."""
@@ -245,20 +283,53 @@ class RunOf(Generic[D]):
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint has: where `minimise` stands after a step."""
+    """What a checkpoint has: where a fit stands after a step, and what it found since.
 
-    state: Any
-    best: Report
-    n_iter: int
-    history: tuple[Record, ...]
-    totals: PassTotals
+    Parameters
+    ----------
+    state : object
+        Of the solver; None before the first step.
+    best : Report or None
+    n_iter : int
+        Steps made.
+    history : tuple of Record
+        Up to the step.
+    totals : PassTotals
+    journal : tuple of Entry
+        Passes that are kept, and those since the step.
+    seconds : float
+        That the fit took.
+    ended : (str, bool) or None
+        Why it ended, and whether it converged, if it has ended.
+    """
+
+    state: Any = None
+    best: Report | None = None
+    n_iter: int = 0
+    history: tuple[Record, ...] = ()
+    totals: PassTotals = NOTHING
+    journal: tuple[Entry, ...] = ()
+    seconds: float = 0.0
+    ended: tuple[str, bool] | None = None
+
+
+@dataclass(frozen=True)
+class Later:
+    """A state that is made when it is written, by the thread that writes."""
+
+    make: Callable[[], Any]
+
+
+def _made(saved: Saved, seconds: float, journal: tuple[Entry, ...]) -> Saved:
+    state = saved.state.make() if isinstance(saved.state, Later) else saved.state
+    return replace(saved, state=state, seconds=seconds, journal=journal)
 
 
 Run: TypeAlias = RunOf[Data]
 
 
 @contextmanager
-def running(data: D, label: str, began: float, resumable: bool = False) -> Iterator[RunOf[D]]:
+def running(data: D, label: str, began: float, resumable: bool = True) -> Iterator[RunOf[D]]:
     """A fit, told of when it starts, and when it ends or fails.
 
     Parameters
@@ -273,9 +344,9 @@ def running(data: D, label: str, began: float, resumable: bool = False) -> Itera
     """
     tell, place = data.engine.tell, data.engine.checkpoint
     if place is not None and not resumable:
-        raise NotImplementedError(
-            f"checkpoints are kept for linear models so far, not for {label}; use an Engine "
-            "without checkpoint= for it"
+        raise ValueError(
+            f"partial_fit of {label} keeps no checkpoints: keep the estimator itself (pickle), and "
+            "call it within an Engine without checkpoint="
         )
     tell(FitStart(label, data.plan, *data.shape, data.runner.dashboard_link))
     run = RunOf(data, label, began)
@@ -283,6 +354,8 @@ def running(data: D, label: str, began: float, resumable: bool = False) -> Itera
         run.checkpoints = None if place is None else Checkpoints(place)
         yield run
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            run.interrupt()
         if run.checkpoints is not None:
             run.checkpoints.close()
         reason = f"broken off by {type(error).__name__}"
@@ -293,6 +366,23 @@ def running(data: D, label: str, began: float, resumable: bool = False) -> Itera
     assert run.solution is not None
     found = run.solution
     tell(FitEnd(label, found.reason, time.perf_counter() - began, found.certificate))
+    if found.interrupted:
+        again = ""
+        if place is not None:
+            again = f"; the same fit, called again, goes on from {place.url}"
+        warnings.warn(
+            f"{label} was {found.reason}: this is the best model so far, and {_reached(found)}"
+            f"{again}",
+            RuntimeWarning, stacklevel=_callers_level(),
+        )  # fmt: skip
+
+
+def _callers_level() -> int:
+    """How far above the calling function the user's code is."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in _OURS:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 @dataclass(frozen=True)
@@ -311,6 +401,8 @@ class Solution:
         Steps of the solver.
     state : object
         The solver's last state.
+    interrupted : bool
+        Whether the user ended it.
     """
 
     theta: np.ndarray
@@ -319,6 +411,7 @@ class Solution:
     converged: bool
     n_iter: int
     state: Any
+    interrupted: bool = False
 
 
 def minimise(
@@ -350,32 +443,47 @@ def minimise(
     Solution
     """
     best: Report | None = None
-    done = 0
-    if saved is None:
-        state = solver.start(problem, run, start)
-    else:
-        state, best, done = saved.state, saved.best, saved.n_iter
+    n_iter = 0
+    if saved is not None:
+        state, best, n_iter = saved.state, saved.best, saved.n_iter
     reason = f"max_iter={max_iter} steps were made; raise max_iter or tol, or add a penalty"
-    converged, n_iter = False, done
-    for n_iter in range(done + 1, max_iter + 1):
-        state, report = solver.step(problem, run, state)
-        if report.certificate is not None:
-            report = replace(report, certificate=replace(report.certificate, tiny=problem.tiny))
-        run.note(report)
-        best = report if best is None else _better(best, report)
-        c = report.certificate
-        if c is not None and c.relative <= tol:
-            kind = "certified" if c.rigorous else "estimated"
-            reason, converged = f"the {kind} relative gap is below tol={tol:g}", True
-            break
-        if report.reason is not None:
-            reason, converged = report.reason, report.converged
-            break
-        if n_iter < max_iter:
-            run.save(state, best, n_iter)
+    converged = interrupted = False
+    if saved is not None and saved.ended is not None:
+        (reason, converged), max_iter = saved.ended, n_iter
+    try:
+        if saved is None:
+            state = solver.start(problem, run, start)
+        while n_iter < max_iter:
+            state, report = solver.step(problem, run, state)
+            n_iter += 1
+            if report.certificate is not None:
+                report = replace(report, certificate=replace(report.certificate, tiny=problem.tiny))
+            best = report if best is None else _better(best, report)
+            run.note(report)
+            c = report.certificate
+            if c is not None and c.relative <= tol:
+                kind = "certified" if c.rigorous else "estimated"
+                reason, converged = f"the {kind} relative gap is below tol={tol:g}", True
+                break
+            if report.reason is not None:
+                reason, converged = report.reason, report.converged
+                break
+            if n_iter < max_iter:
+                run.save(state, best, n_iter)
+    except KeyboardInterrupt:
+        if best is None:
+            raise
+        reason, converged, interrupted = interruption(n_iter), False, True
     assert best is not None
-    run.solution = Solution(best.solution, best.certificate, reason, converged, n_iter, state)
-    return run.solution
+    why = reason, converged
+    found = Solution(best.solution, best.certificate, *why, n_iter, state, interrupted)
+    run.finish(found, best)
+    return found
+
+
+def interruption(n_iter: int) -> str:
+    """Why a fit ended that the user ended."""
+    return f"interrupted (Ctrl-C) after step {n_iter}"
 
 
 def _better(a: Report, b: Report) -> Report:
@@ -400,14 +508,19 @@ def _better(a: Report, b: Report) -> Report:
 
 def warn_unless_converged(solution: Solution, tol: float, category: type[Warning]) -> None:
     """Warn that a fit stopped short, with the gap it reached."""
-    if solution.converged:
-        return
-    c = solution.certificate
-    reached = "no bound of the gap is known" if c is None else (
-        f"the relative gap reached is {c.relative:.2g} ({'proven' if c.rigorous else 'estimated'})"
-    )  # fmt: skip
+    if solution.converged or solution.interrupted:
+        return  # who interrupts is told by `running`
     warnings.warn(
-        f"the fit stopped before tol={tol:g}, and {reached}: {solution.reason}",
+        f"the fit stopped before tol={tol:g}, and {_reached(solution)}: {solution.reason}",
         category,
         stacklevel=4,
+    )
+
+
+def _reached(solution: Solution) -> str:
+    c = solution.certificate
+    if c is None:
+        return "no bound of the gap is known"
+    return (
+        f"the relative gap reached is {c.relative:.2g} ({'proven' if c.rigorous else 'estimated'})"
     )

@@ -130,8 +130,8 @@ class DSGD:
         )
         return Sweep(users, items, totals, found, None), state
 
-    def small(self, sweep: Sweep, before: Sweep | None, steepest: float, tol: float) -> str | None:
+    def small(self, sweep: Sweep, before: float | None, steepest: float, tol: float) -> str | None:
         """Stop where the objective falls by less than a small share of itself."""
-        if before is None or before.objective - sweep.objective > tol * before.objective:
+        if before is None or before - sweep.objective > tol * before:
             return None
         return f"the objective fell by less than tol={tol:g} of itself"

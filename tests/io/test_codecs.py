@@ -46,7 +46,7 @@ def test_truncated_bytes_are_told(codec, keep):
 @pytest.mark.parametrize("n", [4999, 5001, 1])
 def test_another_size_is_told(codec, n):
     """Bytes that decode to another size than wanted are an error, never garbage at the end."""
-    with pytest.raises(ValueError, match=r"decodes to 40000 bytes|Blosc"):
+    with pytest.raises(ValueError, match=r"decodes to (40000|more than)|Blosc"):
         decode_into(codec, as_bytes(ENCODED[codec]), np.empty(n))
 
 

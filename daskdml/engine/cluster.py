@@ -1,0 +1,335 @@
+"""A Dask cluster as a runner: graphs are sent to it, bound to workers, and watched over."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import dask
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.task_spec import DataNode, Task, TaskRef
+
+from daskdml.engine import tasks
+from daskdml.engine.blame import blame
+from daskdml.engine.cache import PINNED
+from daskdml.engine.graphs import Graph
+from daskdml.engine.ledger import Claim, Standing, enter, leave
+from daskdml.engine.limits import TimeLimits
+from daskdml.engine.place import TOPIC, Allotment, forget_allotment
+from daskdml.engine.runners import Rehearse, Told, Worker, fit_name, forget_blocks, make_ready
+from daskdml.engine.share import Share
+from daskdml.engine.survey import NOTE, Fact, apart, bind_anew
+from daskdml.engine.watch import TICK, Watch
+
+ASK_AGAIN = 2.0  # seconds after which a fit asks anew what other fits there are
+FORGET = 10.0  # seconds that a fit waits at its end for workers to drop its blocks
+
+
+class _Ears:
+    """Those who listen to a client's workers: a client can subscribe to a topic only once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of: weakref.WeakKeyDictionary[Any, list[Told]] = weakref.WeakKeyDictionary()
+
+    @contextmanager
+    def listening(self, client: Any, told: Told) -> Iterator[None]:
+        """Have every block's record told, from the client's own thread."""
+        with self._lock:
+            listeners = self._of.setdefault(client, [])
+            listeners.append(told)
+            if len(listeners) == 1:
+                client.subscribe_topic(TOPIC, partial(_tell_all, listeners))
+        try:
+            yield
+        finally:
+            with self._lock:
+                listeners.remove(told)
+                if not listeners and client.status == "running":
+                    client.unsubscribe_topic(TOPIC)
+
+
+def _tell_all(listeners: list[Told], event: tuple[float, dict[str, Any]]) -> None:
+    for told in tuple(listeners):
+        told(tasks.BlockRecord(**event[1]))
+
+
+_EARS = _Ears()
+
+
+class Cluster:
+    """Runs tasks on a Dask cluster.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        A synchronous client.
+    share : Share
+        The part of the cluster that may be used.
+    tell : callable
+        Told sentences for people.
+    checkpoint : str or None
+        URL of the fit's checkpoints, for the error that a lost scheduler is.
+
+    Raises
+    ------
+    TypeError
+        If the client is asynchronous.
+    ConnectionError
+        If it is not connected to a scheduler.
+    TimeoutError
+        If the workers that the share asks for do not come in time.
+    ValueError
+        If it names workers that are not there.
+    RuntimeError
+        If a worker computes with other versions than this process.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        share: Share,
+        tell: Callable[[str], None],
+        checkpoint: str | None,
+    ) -> None:
+        if client.asynchronous:
+            raise TypeError(
+                "this Dask client is asynchronous, and fit waits for its result; use "
+                "Client(..., asynchronous=False), or call fit in another thread"
+            )
+        self.client = client
+        self.share = share
+        self._token = ""
+        self._standing = Standing(0, 0, 1, {})
+        self._claimed: tuple[float, Claim | None] = 0.0, None
+        self._mine: list[Fact] = []  # the workers that are used, and how many of their slots
+        limits = TimeLimits.configured()
+        self._watch = Watch(client, share, limits, tell, checkpoint, self._bind_anew)
+        self._watch.look(now=True)
+        share.check_named(self._watch.facts)
+        self._watch.await_workers(share.min_workers)
+
+    @property
+    def dashboard_link(self) -> str | None:
+        """Address of the cluster's dashboard."""
+        about = self._watch.wait(self.client.scheduler.identity(n_workers=0))
+        return str(self.client.dashboard_link) if "dashboard" in about["services"] else None
+
+    def workers(self) -> list[Worker]:
+        """The workers to be used now, in the order of their addresses; waits where there are none.
+
+        Raises
+        ------
+        TimeoutError
+            If none comes in time.
+        """
+        self._watch.await_workers(1)
+        self._mine = self._allot()
+        return [Worker(fact.address, fact.threads, fact.limit) for fact in self._mine]
+
+    def _allot(self) -> list[Fact]:
+        facts = self._watch.facts
+        total = sum(fact.threads for fact in facts if fact.running)
+        own = {fact.address: fact.threads for fact in self._mine}
+        return self.share.allot(self._watch.usable(), total, self._standing.taken, own)
+
+    def claim(self, token: str, need: int, limit: int) -> Standing:
+        """Among the fits of the cluster; asks its scheduler, but not more often than need be."""
+        if not self._token:
+            self._token = token
+            weakref.finalize(self, _leave, self.client, token).atexit = False
+        slots = {fact.address: fact.threads for fact in self._mine or self._allot()}
+        claim = Claim(self.client.id, need, limit, slots)
+        if self._claimed[1] != claim or time.monotonic() - self._claimed[0] > ASK_AGAIN:
+            tell = self.client.run_on_scheduler(enter, token, claim, asynchronous=True)
+            self._standing = self._watch.ask(tell)
+            self._claimed = time.monotonic(), claim
+        return self._standing
+
+    def make_room(self, nbytes: int) -> None:
+        """On the workers that are used."""
+        self._on_workers(cap_blocks, nbytes, workers=[fact.address for fact in self._mine])
+
+    def _bind_anew(self) -> None:
+        """Where tasks may only run on workers of which some are lost, let them run on others."""
+        there = {fact.address for fact in self._watch.facts}
+        if not self.share.strict or all(fact.address in there for fact in self._mine):
+            return
+        left = [fact for fact in self._mine if fact.address in there]
+        self._mine = left or self._allot()
+        places = [fact.address for fact in self._mine]
+        move = partial(self.client.run_on_scheduler, bind_anew, asynchronous=True)
+        self._watch.ask(move(self._token, places))
+
+    def resident(self, rehearse: Rehearse = None, shared: bool = False) -> int:
+        """Resident bytes of the fullest worker, with all loaded that tasks need."""
+        # One worker of each machine goes first: the others find in the cache what it compiled.
+        names = [w.name for w in self.workers()]
+        first = list({name.rpartition(":")[0]: name for name in names}.values())
+        known = self._on_workers(make_ready, rehearse, shared, workers=first)
+        others = [name for name in names if name not in first]
+        if others:
+            known |= self._on_workers(make_ready, rehearse, shared, workers=others)
+        return max(known.values(), default=0)
+
+    def _on_workers(
+        self, function: Callable[..., Any], *args: Any, workers: list[str] | None = None,
+        seconds: float | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """What a function gives on each worker; one that is lost meanwhile is left out."""
+        run = partial(self.client.run, on_error="ignore", asynchronous=True)
+        return dict(self._watch.wait(run(apart, function, *args, workers=workers), seconds))
+
+    def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
+        """Results of the wanted keys; the calling thread hears of finished blocks meanwhile.
+
+        Raises
+        ------
+        ConnectionError
+            If the scheduler is lost.
+        TimeoutError
+            If no worker is left, and none comes.
+        RuntimeError
+            If a task's workers died again and again.
+        """
+        heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with self._explained(graph), _EARS.listening(self.client, heard.put):
+            return self._run(graph, places, told, heard)
+
+    def _run(
+        self, graph: Graph, places: Sequence[str], told: Told, heard: queue.SimpleQueue[Any]
+    ) -> list[Any]:
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
+            keys = [*graph.wanted, *graph.kept]
+            layers = self._strict(graph, places) if self.share.strict else _layers(graph, places)
+            every = self.client.get(layers, keys, sync=False, priority=self.share.priority)
+        futures, kept = every[: len(graph.wanted)], every[len(graph.wanted) :]
+        finished = threading.Event()
+
+        def finish(_: Any) -> None:
+            finished.set()
+            heard.put(None)
+
+        futures[-1].add_done_callback(finish)
+        try:
+            while not finished.is_set():
+                with suppress(queue.Empty):
+                    record = heard.get(timeout=TICK)
+                    if record is not None:
+                        if record.graph == graph.name:
+                            self._watch.heard_of(record.worker)
+                        told(record)
+                self._watch.mind()
+            return [*self._watch.wait(self.client.gather(futures, asynchronous=True)), *kept]
+        except BaseException:
+            if not self._watch.lost:
+                self.client.cancel(every, force=True)
+            raise
+
+    def _strict(self, graph: Graph, places: Sequence[str]) -> HighLevelGraph:
+        """The graph whose tasks may only run where, and as many at a time as, the fit may use."""
+        graph = self._allotted(graph) if self.share.max_share < 1 else graph
+        anywhere = [fact.address for fact in self._mine]
+        layers: dict[str, MaterializedLayer] = {}
+        for where, part in _parts(graph, places).items():
+            held = {key: node for key, node in part.items() if isinstance(node, DataNode)}
+            work = {key: node for key, node in part.items() if key not in held}
+            bound: dict[str, Any] = {"workers": [where] if where else anywhere, NOTE: self._token}
+            needs = {"resources": dict(self.share.resources)} if self.share.resources else {}
+            layers[f"{where}-held"] = MaterializedLayer(held, annotations=bound)
+            layers[f"{where}-work"] = MaterializedLayer(work, annotations=bound | needs)
+        return HighLevelGraph(layers, {name: set(layers) - {name} for name in layers})
+
+    def _allotted(self, graph: Graph) -> Graph:
+        """The graph whose tasks wait for a permit of the fit's share before they begin."""
+        key = fit_name("share")
+        slots = {fact.address: fact.threads for fact in self._mine}
+        nodes: dict[Any, Any] = {key: DataNode(key, Allotment(self._token, slots))}
+        for k, node in graph.tasks.items():
+            if isinstance(node, Task):
+                args = (TaskRef(key), node.func, *node.args)
+                node = Task(k, tasks.allotted, *args, **node.kwargs)
+            nodes[k] = node
+        return replace(graph, tasks=nodes)
+
+    @contextmanager
+    def _explained(self, graph: Graph | None = None) -> Iterator[None]:
+        """Say what an error of Dask means for a fit."""
+        from distributed.scheduler import KilledWorker
+
+        try:
+            yield
+        except KilledWorker as error:
+            what = "a task" if graph is None else blame(graph, error.task)
+            raise RuntimeError(
+                f"{what}: {error.allowed_failures + 1} workers died one after the other while they "
+                f"worked on it, the last of them {error.last_worker.address}, so it was given up; "
+                "their logs say why they died, most often for want of memory"
+            ) from error
+        except Exception as error:
+            if self._watch.lost and not isinstance(error, ConnectionError):
+                raise self._watch.gone() from error
+            raise
+
+    def entry(self, key: Any, kept: Any) -> Any:
+        """The future of a result that stayed on the cluster, or a node that holds the value."""
+        return kept if hasattr(kept, "client") else DataNode(key, kept)
+
+    def fetch(self, kept: list[Any]) -> list[Any]:
+        """The values, brought here from the workers."""
+        with self._explained():
+            return list(self._watch.wait(self.client.gather(kept, asynchronous=True)))
+
+    def forget(self, token: str) -> dict[str, int]:
+        """Drop a fit's pinned blocks on every worker, as far as they answer in time."""
+        try:
+            leaving = self.client.run_on_scheduler(leave, token, asynchronous=True)
+            self._watch.wait(leaving, FORGET)
+            return self._on_workers(_forget, token, seconds=FORGET)
+        except (OSError, CancelledError, RuntimeError):
+            return {}  # whoever did not hear drops them when they have not been used for a while
+
+
+def cap_blocks(nbytes: int) -> None:
+    """Let no fit keep more than so many bytes of blocks in this process."""
+    PINNED.cap(nbytes)
+
+
+def _leave(client: Any, token: str) -> None:
+    """Take back the claim of a fit that nobody ended; waits for nothing."""
+    if client.status == "running":
+        leaving = client.run_on_scheduler(leave, token, asynchronous=True)
+        asyncio.run_coroutine_threadsafe(leaving, client.loop.asyncio_loop)
+
+
+def _forget(token: str) -> int:
+    """Forget a fit on a worker; gives its peak resident bytes."""
+    forget_allotment(token)
+    return forget_blocks(token)
+
+
+def _parts(graph: Graph, places: Sequence[str]) -> dict[str, dict[Any, Any]]:
+    """The graph's tasks by the worker of their lane, "" for those of none."""
+    parts: dict[str, dict[Any, Any]] = {"": {}}
+    for key, task in graph.tasks.items():
+        lane = graph.lane_of.get(key)
+        parts.setdefault("" if lane is None else places[lane], {})[key] = task
+    return parts
+
+
+def _layers(graph: Graph, places: Sequence[str]) -> HighLevelGraph:
+    """The graph with each lane's tasks bound, loosely, to its worker."""
+    layers = {}
+    for where, part in _parts(graph, places).items():
+        bound = {"workers": [where], "allow_other_workers": True} if where else None
+        layers[where or "free"] = MaterializedLayer(part, annotations=bound)
+    return HighLevelGraph(layers, {name: set(layers) - {name} for name in layers})

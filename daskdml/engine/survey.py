@@ -1,0 +1,86 @@
+"""What a scheduler and its workers say of themselves, and new places for tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+NOTE = "daskdml"  # annotation of a fit's tasks, by which they are found
+PACKAGES = ("daskdml", "numpy", "numba", "scipy")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What the scheduler knows of a worker.
+
+    Parameters
+    ----------
+    address, name : str
+    threads : int
+    limit : int
+        Bytes that Dask lets it use; 0 where there is no limit.
+    seen : float
+        When it was last heard of, by the scheduler's clock: to be compared with itself alone.
+    running : bool
+        Whether it takes new tasks: it is neither paused nor about to close.
+    resources : mapping of str to float
+        What it was started with.
+    """
+
+    address: str
+    name: str
+    threads: int
+    limit: int
+    seen: float
+    running: bool
+    resources: Mapping[str, float]
+
+
+def facts_of(identity: Mapping[str, Any]) -> list[Fact]:
+    """The workers that a scheduler says there are, in the order of their addresses."""
+    return [
+        Fact(
+            address, str(about["name"]), int(about["nthreads"]), int(about["memory_limit"] or 0),
+            about["last_seen"], about["status"] == "running", about["resources"],
+        )
+        for address, about in sorted(identity["workers"].items())
+    ]  # fmt: skip
+
+
+def bind_anew(token: str, places: list[str], dask_scheduler: Any) -> int:
+    """Bind those of a fit's tasks whose workers are all gone to others; gives their number.
+
+    Runs in the scheduler's process.
+    """
+    alive, moved = set(dask_scheduler.workers), []
+    for task in dask_scheduler.tasks.values():
+        bound = task.worker_restrictions
+        if (task.annotations or {}).get(NOTE) == token and bound and not bound & alive:
+            task.worker_restrictions = set(places)
+            moved.append(task)
+    waiting = [task for task in moved if task in dask_scheduler.unrunnable]
+    waiting.sort(key=lambda task: task.priority, reverse=True)
+    again = {task.key: "processing" for task in waiting}
+    dask_scheduler.transitions(again, stimulus_id=f"{NOTE}-bind-anew")
+    return len(moved)
+
+
+async def apart(function: Callable[..., T], *args: Any) -> T:
+    """``function(*args)`` in a thread, so that a worker that runs it still sends heartbeats."""
+    return await asyncio.to_thread(function, *args)
+
+
+def build() -> dict[str, str]:
+    """What this process computes with: versions of Python and of packages, and the CPU's name."""
+    from importlib import import_module
+
+    from llvmlite.binding import get_host_cpu_name
+
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    versions = {name: str(import_module(name).__version__) for name in PACKAGES}
+    return {"python": python, **versions, "CPU": get_host_cpu_name()}

@@ -1,0 +1,403 @@
+"""What a write that was broken off leaves beside its target, so that the same call goes on.
+
+A *run* is one call and all that its result depends on, as a digest (`run_of`). While it writes, a
+record lies in a folder beside the target or, on object stores, under it: which run this is, the
+token of the place where its arrays are, and who writes it. Finished blocks need no record: their
+chunks are there, each put in one piece.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import shutil
+import socket
+import threading
+import time
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import zarr
+from fsspec import AbstractFileSystem
+from zarr.core.sync import sync
+from zarr.storage import LocalStore
+
+from daskdml import __version__
+from daskdml.io.chunks import ChunkError, ChunkReader
+from daskdml.io.states import digest
+from daskdml.io.store import array_name, retrying
+
+__all__ = [
+    "Leftover",
+    "LocalLeftover",
+    "RemoteLeftover",
+    "boot",
+    "finished_chunks",
+    "helps",
+    "run_of",
+]
+
+RECORD = "run.json"
+LOCK = "lock"
+BEAT = 15.0
+"""Seconds between two signs of life of a writer to an object store."""
+SILENT = 60.0
+"""Seconds without one after which a writer on another machine counts as dead."""
+
+_IN_ONE_PIECE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory"}
+_IN_ONE_PIECE |= {"hdfs", "webhdfs"}  # with this library's file systems
+_OF_CLUSTERS = ("distributed", "botocore", "aiobotocore", "aiohttp", "concurrent", "asyncio")
+_OF_CALLERS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError)
+_HERE: set[str] = set()  # the writers of this process that are at work
+
+
+def run_of(call: str, **facts: Any) -> str | None:
+    """Digest of a call and of all that its result depends on; None where a fact is None.
+
+    Parameters
+    ----------
+    call : str
+        Name of the function.
+    **facts
+        What `daskdml.io.states.encode_state` takes, ``{}`` for nothing; None for what cannot be
+        known again.
+
+    Examples
+    --------
+    >>> run_of("f", x=1) == run_of("f", x=1), run_of("f", x=1) == run_of("f", x=2)
+    (True, False)
+    >>> run_of("f", x=None) is None
+    True
+    """
+    if any(fact is None for fact in facts.values()):
+        return None
+    return digest({"call": call, "daskdml": __version__, **facts})
+
+
+def helps(error: BaseException) -> bool:
+    """Whether a call that ended so can go on later: what is finished is then kept.
+
+    It can after Ctrl-C, a full disk, a lost store or cluster; not after an error in what was given.
+
+    Examples
+    --------
+    >>> helps(KeyboardInterrupt()), helps(OSError(28, "No space left")), helps(ValueError("NaN"))
+    (True, True, False)
+    """
+    if not isinstance(error, Exception):
+        return True
+    if type(error).__module__.startswith(_OF_CLUSTERS):
+        return True
+    return isinstance(error, OSError) and not isinstance(error, _OF_CALLERS)
+
+
+@cache
+def boot() -> str:
+    """Names the time since this machine was started; "" where it does not say."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _self() -> dict[str, Any]:
+    """Who writes: this process."""
+    started = psutil.Process().create_time()
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+
+
+class Leftover(Protocol):
+    """The place of an unfinished run, held by this process alone.
+
+    Attributes
+    ----------
+    token : str
+        Names the place of the run's arrays; new for a new run.
+    resumed : bool
+        Whether the same run was broken off here, and goes on.
+    rebooted : bool
+        Whether the machine was started anew since: what was not on disk yet may be lost.
+    """
+
+    token: str
+    resumed: bool
+    rebooted: bool
+
+    def release(self) -> None:
+        """Leave it to the same call again."""
+
+    def remove(self) -> None:
+        """Remove it."""
+
+
+def _busy(url: str, found: dict[str, Any]) -> RuntimeError:
+    who = f"process {found.get('pid')} on {found.get('host')}" if found else "another process"
+    return RuntimeError(
+        f"{url} is being written by {who}; wait until it has ended, or choose another URL"
+    )
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        record = json.loads(text)
+        if isinstance(record, dict) and isinstance(record.get("token"), str):
+            return record
+    return {}
+
+
+def _hold(file: int) -> None:
+    """Lock an open file, where the system has such locks; BlockingIOError if another one holds."""
+    with contextlib.suppress(ImportError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class LocalLeftover:
+    """A hidden folder beside a local target, locked by the operating system while it is written.
+
+    The lock ends with the process, however that ends. File systems that know no locks (some
+    network mounts) do not keep two writers apart.
+
+    Parameters
+    ----------
+    folder : Path
+    run : str or None
+        None is a run that cannot be gone on with.
+    url : str
+        Of the target, for people.
+
+    Raises
+    ------
+    RuntimeError
+        Where another process, or another thread, is writing there.
+    """
+
+    def __init__(self, folder: Path, run: str | None, url: str) -> None:
+        self.folder = folder
+        self._lock: int | None = self._locked(url)
+        try:
+            found = self._read()
+            self.resumed = bool(found) and run is not None and found.get("run") == run
+            self.rebooted = self.resumed and found.get("boot") != boot()
+            self.token = found["token"] if self.resumed else secrets.token_hex(4)
+            if not self.resumed:
+                self._clear()
+            record = {"format": 1, "run": run, "token": self.token, "boot": boot(), **_self()}
+            new = folder / f"{RECORD}.new"
+            new.write_text(json.dumps(record, indent=1))
+            new.replace(folder / RECORD)
+        except BaseException:
+            self.release()
+            raise
+
+    def _locked(self, url: str) -> int:
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT)
+                try:
+                    _hold(lock)
+                except BlockingIOError:
+                    os.close(lock)
+                    raise _busy(url, self._read()) from None
+                except OSError:
+                    return lock  # this file system has no locks
+                with contextlib.suppress(FileNotFoundError):
+                    if os.fstat(lock).st_ino == os.stat(self.folder / LOCK).st_ino:
+                        return lock
+                os.close(lock)  # of a folder that its owner has removed by now
+
+    def _read(self) -> dict[str, Any]:
+        with contextlib.suppress(FileNotFoundError):
+            return _parsed((self.folder / RECORD).read_bytes())
+        return {}
+
+    def _clear(self) -> None:
+        """Remove another run's leftover, the record first."""
+        (self.folder / RECORD).unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+
+    def release(self) -> None:
+        """Leave it to the same call again."""
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = None
+
+    def remove(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.release()
+
+
+class RemoteLeftover:
+    """A record under a target on an object store, with signs of life of its writer.
+
+    A record whose writer is dead is taken over: at once where it ran on this machine, else
+    `SILENT` seconds after its last sign of life. Two that begin in the same moment are told apart
+    at the end, by `confirm`.
+
+    Parameters
+    ----------
+    fs : fsspec.AbstractFileSystem
+    folder : str
+        Path in it.
+    run : str or None
+    url : str
+        Of the target, for people.
+
+    Raises
+    ------
+    RuntimeError
+        Where another writer is at work.
+    """
+
+    def __init__(self, fs: AbstractFileSystem, folder: str, run: str | None, url: str) -> None:
+        self._fs, self._path, self._folder = fs, f"{folder}/{RECORD}", folder
+        self._run, self._url = run, url
+        found = self._read()
+        if _alive(found):
+            raise _busy(url, found)
+        self.resumed = bool(found) and run is not None and found.get("run") == run
+        self.rebooted = False
+        self.token = found["token"] if self.resumed else secrets.token_hex(4)
+        self._owner = secrets.token_hex(8)
+        self.facts: dict[str, Any] = found["facts"] if self.resumed else {}
+        self._record: dict[str, Any] = {"format": 1, "run": run if self.resumed else None}
+        self._stop = threading.Event()
+        self._heart = threading.Thread(target=self._live, name="daskdml-writes", daemon=True)
+        _HERE.add(self._owner)
+        try:
+            self._put()
+            self.confirm()
+        except BaseException:
+            _HERE.discard(self._owner)
+            raise
+        self._heart.start()
+
+    def forget(self) -> None:
+        """Do not go on with the run that was found."""
+        self.resumed, self.token, self.facts = False, secrets.token_hex(4), {}
+        self._record["run"] = None
+        self._put()
+
+    def begin(self, **facts: Any) -> None:
+        """Say which run this is, once nothing of another one is left; `facts` are recorded."""
+        self.facts, self._record["run"] = facts, self._run
+        self._put()
+
+    def confirm(self) -> None:
+        """Raise RuntimeError where another writer has taken over."""
+        found = self._read()
+        if found.get("owner") != self._owner:
+            _HERE.discard(self._owner)
+            raise _busy(self._url, found)
+
+    def release(self) -> None:
+        """Leave it to the same call again."""
+        self._end()
+        with contextlib.suppress(OSError):
+            self._put(owner=None)
+
+    def remove(self) -> None:
+        """Remove it."""
+        self._end()
+        with contextlib.suppress(FileNotFoundError):
+            remove = partial(self._fs.rm, self._folder, recursive=True)
+            retrying(remove, f"removing {self._folder}")
+
+    def _end(self) -> None:
+        self._stop.set()
+        self._heart.join()
+        _HERE.discard(self._owner)
+
+    def _live(self) -> None:
+        while not self._stop.wait(BEAT):
+            with contextlib.suppress(Exception):
+                if self._read().get("owner") == self._owner:
+                    self._put()
+
+    def _read(self) -> dict[str, Any]:
+        with contextlib.suppress(FileNotFoundError):
+            name = f"reading {self._url}: {RECORD}"
+            return _parsed(retrying(lambda: self._fs.cat_file(self._path), name))
+        return {}
+
+    def _put(self, **changes: Any) -> None:
+        more = {"token": self.token, "facts": self.facts, "owner": self._owner}
+        record = {**self._record, **more, **_self(), "beat": time.time(), **changes}
+        text = json.dumps(record, indent=1).encode()
+        retrying(lambda: self._fs.pipe_file(self._path, text), f"writing {self._url}: {RECORD}")
+
+
+def _alive(found: dict[str, Any]) -> bool:
+    """Whether the writer of a record is at work."""
+    if found.get("owner") is None:
+        return False
+    if found["host"] != socket.gethostname():
+        return bool(time.time() - found["beat"] < SILENT)
+    if found["pid"] == os.getpid() and found["started"] == psutil.Process().create_time():
+        return found["owner"] in _HERE
+    try:
+        return bool(psutil.Process(found["pid"]).create_time() == found["started"])
+    except psutil.NoSuchProcess:
+        return False
+
+
+def finished_chunks(array: zarr.Array[Any], check: bool = False) -> set[int]:
+    """Numbers of the chunks that an array has, which are cut along its rows alone.
+
+    Parameters
+    ----------
+    array : zarr.Array
+    check : bool
+        Count only those that can be decoded. Always so where the store does not put objects in one
+        piece.
+    """
+    store, rows = array.store_path.store, array.chunks[0]
+    base = f"{array.store_path.path}/c/".lstrip("/")
+    tail = "/0" * (array.ndim - 1)
+    n = math.ceil(array.shape[0] / rows)
+    keys = retrying(lambda: _keys(store, base), f"listing {array_name(array)}")
+    found = {i for i in range(n) if f"{base}{i}{tail}" in keys}
+    if check or not _puts_in_one_piece(store):
+        reader = ChunkReader(array, strict=True)
+        return {i for i in found if _is_whole(reader, i)}
+    return found
+
+
+def _keys(store: Any, prefix: str) -> set[str]:
+    async def listed() -> set[str]:
+        return {key async for key in store.list_prefix(prefix)}
+
+    if hasattr(store, "fs"):
+        store.fs.invalidate_cache()
+    try:
+        return sync(listed())
+    except FileNotFoundError:
+        return set()
+
+
+def _puts_in_one_piece(store: Any) -> bool:
+    if isinstance(store, LocalStore):
+        return True
+    fs = getattr(store, "fs", None)
+    protocol = getattr(getattr(fs, "sync_fs", fs), "protocol", ())
+    return bool(_IN_ONE_PIECE & set([protocol] if isinstance(protocol, str) else protocol))
+
+
+def _is_whole(reader: ChunkReader, chunk: int) -> bool:
+    start = chunk * reader.chunk_rows
+    try:
+        reader.read(start, min(start + reader.chunk_rows, reader.n_rows))
+    except (ValueError, RuntimeError, ChunkError):  # or what another codec raises
+        return False
+    return True

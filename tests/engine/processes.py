@@ -1,0 +1,152 @@
+"""A Dask cluster of processes that tests can kill, freeze and cut off, one by one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+
+CODE = """
+import asyncio, json, sys
+from distributed import {kind}
+
+async def main():
+    async with {kind}(**json.loads(sys.argv[1])) as server:
+        print(server.address, flush=True)
+        await server.finished()
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+class Processes:
+    """A scheduler and workers, a process each; use as a context manager."""
+
+    def __init__(self, n=0, before="", **options):
+        about = {"port": 0, "dashboard": False, "host": "127.0.0.1"}
+        self.scheduler = self.start("Scheduler", before, **about)
+        self.scheduler.address = self.scheduler.stdout.readline().strip()
+        self.workers = [self.worker(**options) for _ in range(n)]  # clients wait for them
+
+    @property
+    def address(self):
+        """Of the scheduler."""
+        return self.scheduler.address
+
+    def worker(self, scheduler=None, **options):
+        """One more worker with one thread."""
+        about = {"nthreads": 1, "memory_limit": 10**9, "host": "127.0.0.1"} | options
+        return self.start("Worker", scheduler_ip=scheduler or self.address, **about)
+
+    def ready(self, client, n):
+        """Have exactly n workers that work, old ones as far as they do; gives pids by address."""
+        pids = client.run(os.getpid, on_error="ignore")
+        for worker in self.workers:
+            if worker.pid not in pids.values() or len(pids) > n:
+                worker.kill()  # also if it is frozen
+                worker.wait(20)
+                pids = {a: pid for a, pid in pids.items() if pid != worker.pid}
+        self.workers = [worker for worker in self.workers if worker.pid in pids.values()]
+        while len(self.workers) < n:
+            self.workers.append(self.worker())
+        for _ in range(600):
+            if len(pids := client.run(os.getpid, on_error="ignore")) == n:
+                return pids
+            time.sleep(0.1)
+        raise TimeoutError(f"{len(pids)} workers instead of {n}")
+
+    def start(self, kind, before="", **options):
+        """Start a server in a process that first runs the code `before`; gives that process."""
+        command = [sys.executable, "-c", before + CODE.format(kind=kind), json.dumps(options)]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.__dict__.setdefault("started", []).append(process)
+        return process
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        for process in self.started:
+            with suppress(ProcessLookupError):
+                process.kill()
+        for process in self.started:
+            process.wait(20)
+            process.stdout.close()
+
+
+class Proxy:
+    """Forwards TCP connections to an address, until they are to be cut or frozen."""
+
+    def __init__(self, to):
+        host, port = to.rpartition("/")[2].split(":")
+        self._to = host, int(port)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.address = f"tcp://127.0.0.1:{self._server.getsockname()[1]}"
+        self._flows, self._pairs = threading.Event(), []
+        self._flows.set()
+        self._open = True
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with suppress(OSError):
+            while True:
+                here, _ = self._server.accept()
+                if not self._open:
+                    here.close()
+                    continue
+                there = socket.create_connection(self._to)
+                self._pairs.append((here, there))
+                for a, b in ((here, there), (there, here)):
+                    threading.Thread(target=self._forward, args=(a, b), daemon=True).start()
+
+    def _forward(self, a, b):
+        with suppress(OSError):
+            while data := a.recv(65536):
+                self._flows.wait()
+                b.sendall(data)
+        for end in (a, b):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def freeze(self):
+        """From now on packets vanish, and connections stay."""
+        self._flows.clear()
+
+    def cut(self):
+        """Close all connections, and refuse new ones."""
+        self._open = False
+        for pair in self._pairs:
+            for end in pair:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        """Let go of everything."""
+        self._flows.set()
+        self.cut()
+        self._server.close()
+
+
+def freeze(pid):
+    """SIGSTOP, and wait until it holds."""
+    os.kill(pid, signal.SIGSTOP)
+    for _ in range(100):
+        with open(f"/proc/{pid}/stat") as stat:
+            if stat.read().rpartition(")")[2].split()[0] == "T":
+                return
+        time.sleep(0.01)
+
+
+def closed_port():
+    """A port on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]

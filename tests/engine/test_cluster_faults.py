@@ -1,0 +1,380 @@
+"""Faults of a cluster cost time, not bits; what cannot be survived ends in time, with an error."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+
+import dask
+import numpy as np
+import pytest
+from distributed import Client, WorkerPlugin, wait
+
+import daskdml.engine.run
+import daskdml.engine.sweeps
+from daskdml import Engine, LogisticRegression
+from daskdml.engine.graphs import Graph, pass_graph
+from daskdml.engine.memory import Needs
+from daskdml.engine.run import Inline
+from daskdml.engine.tasks import Read
+from daskdml.events import BlockEnd, Message
+from daskdml.io import write_dataset
+from tests.engine.processes import Processes, Proxy, closed_port, freeze
+from tests.engine.sources import Made, total
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(autouse=True)
+def many_groups(monkeypatch):
+    """Rows come in twenty groups."""
+    monkeypatch.setattr(daskdml.engine.run, "GROUP_BYTES", 60_000)
+
+
+@pytest.fixture
+def short_limits():
+    """A silent worker is given up after five seconds."""
+    with dask.config.set({"daskdml.worker-silence": "5s"}):
+        yield
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Processes and their client; each test says how many workers it needs."""
+    with Processes() as cluster, Client(cluster.address, set_as_default=False) as client:
+        yield cluster, client
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Rows in twenty chunks."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((20_000, 6))
+    y = (X @ [1, -0.5, 0.2, 0, 0.1, 0.01] + rng.logistic(size=len(X)) > 0).astype(int)
+    return write_dataset(tmp_path_factory.mktemp("faults") / "rows.zarr", X, y, chunks=1000).url
+
+
+def fitted(url, client, callbacks=(), **options):
+    """Bits of a fit."""
+    from daskdml.io import open_dataset
+
+    with Engine(client, callbacks=callbacks, **options):
+        model = LogisticRegression(tol=1e-10).fit(open_dataset(url))
+    return model.coef_.tobytes(), model.intercept_.tobytes(), model.n_iter_
+
+
+@pytest.fixture(scope="module")
+def expected(rows):
+    """What one thread gets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(daskdml.engine.run, "GROUP_BYTES", 60_000)
+        return fitted(rows, Inline())
+
+
+class At:
+    """A callback that does something once, at the n-th block of a fit; keeps the messages."""
+
+    def __init__(self, n, action):
+        self.n, self.action, self.seen, self.texts = n, action, 0, []
+
+    def __call__(self, event):
+        """Count blocks."""
+        if isinstance(event, Message):
+            self.texts.append(event.text)
+        if isinstance(event, BlockEnd):
+            self.seen += 1
+            if self.seen == self.n:
+                self.action(event)
+
+    def told(self, *words):
+        """Whether one message has all these words."""
+        return any(all(word in text for word in words) for text in self.texts)
+
+
+def test_a_frozen_worker(rows, expected, short_limits, cluster):
+    """A worker that is stopped is given up after the stated time; the bits are the same."""
+    processes, client = cluster
+    pids = processes.ready(client, 2)
+    at = At(12, lambda event: freeze(pids[event.worker]))
+    assert fitted(rows, client, [at]) == expected
+    assert at.told("not been heard of for 5 s", "removed")
+    assert len(client.nthreads()) == 1
+
+
+def test_a_frozen_worker_holds_the_result(short_limits, cluster):
+    """A result on a worker that is frozen before it is fetched is made again elsewhere."""
+    processes, client = cluster
+    pids = processes.ready(client, 2)
+    with Engine(client).open(Made(40, 10), Needs()) as data:
+        read = Read(data.source)
+        graph = pass_graph("held", read, [data.groups], total, 1)
+        graph = Graph(graph.tasks, [("held", 0)], graph.lane_of, graph.wanted)
+        _, held = data.runner.run(graph, data._slots()[:1], lambda record: None)
+        wait(held)
+        place = client.who_has(held)[held.key][0]
+        freeze(pids[place])
+        assert data.runner.fetch([held])[0].value == total(Made(40, 10).read(0, 40)[0])
+
+
+@pytest.mark.parametrize("how", ["freeze", "cut"])
+def test_a_worker_is_cut_off(how, rows, expected, short_limits, cluster):
+    """A worker that packets no longer reach, or whose connections are closed, is done without."""
+    processes, client = cluster
+    processes.ready(client, 1)
+    port = closed_port()
+    to_scheduler, to_worker = Proxy(processes.address), Proxy(f"tcp://127.0.0.1:{port}")
+    through = {"port": port, "contact_address": to_worker.address}
+    behind = processes.worker(to_scheduler.address, **through)
+    client.wait_for_workers(2, timeout=60)
+
+    def sever(event):
+        getattr(to_scheduler, how)()
+        getattr(to_worker, how)()
+
+    at = At(14, sever)
+    assert fitted(rows, client, [at]) == expected
+    assert at.seen > 14
+    assert at.told("removed") == (how == "freeze")
+    assert at.told(to_worker.address)
+    behind.kill()
+    to_scheduler.close()
+    to_worker.close()
+
+
+def test_all_workers_are_lost_and_others_come(rows, expected, cluster):
+    """A fit waits for workers, and goes on with those that come."""
+    processes, client = cluster
+    processes.ready(client, 1)
+
+    def renew(event):
+        processes.workers[0].kill()
+        timer.start()
+
+    timer = threading.Timer(2.0, lambda: processes.workers.append(processes.worker()))
+    at = At(12, renew)
+    assert fitted(rows, client, [at]) == expected
+    assert at.told("joined")
+
+
+def test_nobody_comes(rows, cluster):
+    """Where all workers are lost and none comes, the fit ends after the stated time."""
+    processes, client = cluster
+    processes.ready(client, 1)
+    at = At(12, lambda event: processes.workers[0].kill())
+    with (
+        dask.config.set({"daskdml.wait-for-workers": "2s"}),
+        pytest.raises(TimeoutError, match=r"has no workers, and none came within 2 s"),
+    ):
+        fitted(rows, client, [at])
+
+
+def test_the_scheduler_is_frozen(rows, cluster):
+    """A scheduler that does not answer is given up after the stated time."""
+    processes, client = cluster
+    processes.ready(client, 1)
+    at = At(12, lambda event: freeze(processes.scheduler.pid))
+    try:
+        with (
+            dask.config.set({"daskdml.scheduler-silence": "4s"}),
+            pytest.raises(ConnectionError, match=r"gone, or has not answered for 4 s"),
+        ):
+            fitted(rows, client, [at])
+    finally:
+        os.kill(processes.scheduler.pid, signal.SIGCONT)
+
+
+def test_the_scheduler_is_killed(rows, tmp_path):
+    """The fit ends within seconds, and names the scheduler and where the checkpoints are."""
+    with Processes(1) as processes, Client(processes.address, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=60)
+        killed = []
+
+        def kill(event):
+            processes.scheduler.kill()
+            killed.append(time.monotonic())
+
+        with pytest.raises(ConnectionError, match="call fit again") as caught:
+            fitted(rows, client, [At(12, kill)], checkpoint=tmp_path / "kept", every=0)
+        assert time.monotonic() - killed[0] < 5
+        assert processes.address in str(caught.value) and str(tmp_path / "kept") in str(
+            caught.value
+        )
+
+
+class Crash:
+    """Block -> its sum; the process dies where row 20 is in it."""
+
+    def __call__(self, block):
+        """Sum of a block's rows."""
+        if block.start <= 20 < block.start + block.n_rows:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return total(block)
+
+
+def test_a_task_that_always_crashes():
+    """It is given up after a stated number of tries; the error names the rows and the data set."""
+    tries = "import dask; dask.config.set({'distributed.scheduler.allowed-failures': 1})\n"
+    with (
+        Processes(3, before=tries) as cluster,
+        Client(cluster.address, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(3, timeout=60)
+        source = Made(40, 10, n_features=1000)
+        with Engine(client).open(source, Needs()) as data:
+            match = r"rows 20:30 of made: 2 workers died .* worked on it"
+            with pytest.raises(RuntimeError, match=match):
+                data.map_reduce(Crash(), "crash")
+
+
+def set_version(version):
+    """Have this process say that it has another version of SciPy."""
+    import scipy
+
+    before, scipy.__version__ = scipy.__version__, version
+    return before
+
+
+def test_a_worker_with_another_version(two_workers):
+    """A worker that computes with other versions is told before anything is read."""
+    odd = next(iter(two_workers.nthreads()))
+    before = two_workers.run(set_version, "0.1", workers=[odd])[odd]
+    try:
+        with pytest.raises(RuntimeError, match=rf"{odd} has scipy 0.1, and .* install scipy"):
+            Engine(two_workers).open(Made(40, 10), Needs())
+        with Engine(two_workers, workers=set(two_workers.nthreads()) - {odd}).open(
+            Made(40, 10), Needs()
+        ) as data:
+            assert data.map_reduce(total, "sum")[0] == 1560
+    finally:
+        two_workers.run(set_version, before, workers=[odd])
+
+
+def test_a_worker_with_another_version_joins(rows, cluster):
+    """One that joins in mid-fit is told, too."""
+    processes, client = cluster
+    processes.ready(client, 1)
+    odd = []
+
+    def join(event):
+        odd.append(processes.worker(before="import numba, scipy; scipy.__version__ = '0.1'"))
+        client.wait_for_workers(2, timeout=60)
+
+    with pytest.raises(RuntimeError, match=r"has scipy 0.1, and this process has scipy"):
+        fitted(rows, client, [At(4, join)])
+    odd[0].kill()
+    odd[0].wait(20)
+
+
+WRONG = "import time; right = time.time; time.time = lambda: right() {} 86_400\n"
+
+
+def test_a_workers_clock_is_wrong(rows, expected):
+    """A day ahead or behind changes no bits, and no seconds of a pass are those of a day."""
+    from daskdml.io import open_dataset
+
+    with Processes() as cluster, Client(cluster.address, set_as_default=False) as client:
+        for sign in "+-":
+            cluster.worker(before=WRONG.format(sign))
+        client.wait_for_workers(2, timeout=60)
+        clocks = client.run(time.time).values()
+        assert max(clocks) - min(clocks) > 170_000
+        heard = At(0, None)
+        with Engine(client, callbacks=[heard]):
+            model = LogisticRegression(tol=1e-10).fit(open_dataset(rows))
+        assert (model.coef_.tobytes(), model.intercept_.tobytes(), model.n_iter_) == expected
+        assert not heard.texts
+        assert all(0 <= record.transfer < 60 for record in model.history_)
+
+
+class Count(WorkerPlugin):
+    """Writes down each task that ends on a worker."""
+
+    name = "count"
+
+    def __init__(self, path):
+        self.path = path
+
+    def transition(self, key, start, finish, **kwargs):
+        """One line for each task."""
+        if finish == "memory" and start in ("executing", "long-running"):
+            with open(self.path, "a") as file:
+                file.write(f"{key}\n")
+
+
+def fit_model(name, rows, ratings):
+    """Fit a model of a kind; what must have the same bits."""
+    from daskdml import MatrixFactorization, SGDClassifier
+    from daskdml.io import open_dataset
+    from daskdml.io.ratings import open_ratings
+
+    if name == "newton":
+        return LogisticRegression(tol=1e-10).fit(open_dataset(rows)).coef_.tobytes()
+    if name == "sgd":
+        sgd = SGDClassifier(max_iter=3, tol=None, n_replicas=2, random_state=0)
+        return sgd.fit(open_dataset(rows)).coef_.tobytes()
+    als = MatrixFactorization(8, solver="als", max_iter=4, random_state=0)
+    model = als.fit(open_ratings(ratings))
+    return model.item_factors_.tobytes()
+
+
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory):
+    """Ratings in a grid of blocks."""
+    from daskdml.io import convert_ratings
+
+    rng = np.random.default_rng(0)
+    codes = rng.choice(400 * 300, size=20_000, replace=False)
+    table = codes // 300, codes % 300, rng.random(20_000)
+    folder = tmp_path_factory.mktemp("ratings") / "r.zarr"
+    return convert_ratings(table, folder, grid=(8, 8)).url
+
+
+@pytest.mark.parametrize("name", ["newton", "sgd", "als"])
+def test_a_loss_repeats_one_segment(name, rows, ratings, monkeypatch, tmp_path, cluster):
+    """What is executed twice after a worker died is of the one graph that it worked on."""
+    monkeypatch.setattr(daskdml.engine.run, "SEGMENT_GROUPS", 8)
+    monkeypatch.setattr(daskdml.engine.sweeps, "LINEAGE_SECONDS", 0.0)
+    with Engine(Inline()):
+        expected = fit_model(name, rows, ratings)
+    processes, client = cluster
+    pids = processes.ready(client, 2)
+    client.register_plugin(Count(str(tmp_path / "done")))
+    kill = At(45 if name != "als" else 9, lambda e: os.kill(pids[e.worker], signal.SIGKILL))
+    with Engine(client, callbacks=[kill]):
+        assert fit_model(name, rows, ratings) == expected
+    client.unregister_worker_plugin("count")
+    assert kill.seen > kill.n
+    done = Counter((tmp_path / "done").read_text().splitlines())
+    repeated = [key for key, times in done.items() if times > 1]
+    assert len({re.search("[0-9a-f]{12}", key)[0] for key in repeated}) <= 1
+    assert len(repeated) < 60 < len(done)  # tasks of one graph, of those of a fit
+
+
+FULL = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # no file may grow beyond it
+"""
+
+
+def test_a_full_disk_under_a_worker(rows, expected):
+    """A fit needs no disk of its workers: where nothing can be written, its bits are the same."""
+
+    def try_to_write(dask_worker=None):
+        try:
+            with open(os.path.join(dask_worker.local_directory, "file"), "wb") as file:
+                file.write(bytes(10_000))
+        except OSError as error:
+            return error.errno
+
+    with Processes() as cluster, Client(cluster.address, set_as_default=False) as client:
+        for _ in range(2):
+            cluster.worker(before=FULL)
+        client.wait_for_workers(2, timeout=60)
+        assert set(client.run(try_to_write).values()) == {errno.EFBIG}
+        assert fitted(rows, client) == expected

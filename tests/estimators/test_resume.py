@@ -1,0 +1,232 @@
+"""Every fit goes on from its checkpoint, wherever it broke off, and ends with the same bits."""
+
+import signal
+import threading
+import time
+import warnings
+
+import numpy as np
+import pytest
+
+import daskdml as dml
+from daskdml import Engine
+from daskdml.engine import run
+from daskdml.engine.run import Inline
+from daskdml.events import BlockEnd, Message, PassEnd
+from daskdml.io import convert_ratings, open_dataset, open_ratings, write_dataset
+from tests.conftest import workers
+
+MODELS = {
+    "newton": lambda: dml.LogisticRegression(solver="newton", tol=1e-9),
+    "lbfgs": lambda: dml.LogisticRegression(solver="lbfgs", tol=1e-9),
+    "local sgd": lambda: dml.LogisticRegression(solver="sgd", random_state=0, staleness=1),
+    "ridge": lambda: dml.Ridge(),
+    "sgd": lambda: dml.SGDClassifier(max_iter=4, tol=None, random_state=0, n_replicas=2),
+    "averaged sgd": lambda: dml.SGDRegressor(
+        max_iter=4, tol=None, random_state=0, average=True, staleness=1, n_replicas=2
+    ),
+    "early sgd": lambda: dml.SGDClassifier(
+        max_iter=4, early_stopping=True, random_state=0, certify=True, penalty="l1", n_replicas=1
+    ),
+    "kmeans": lambda: dml.KMeans(6, random_state=0),
+    "minibatch": lambda: dml.MiniBatchKMeans(6, random_state=0, max_iter=4),
+    "nmf": lambda: dml.NMF(3, random_state=0, max_iter=8, tol=1e-9),
+    "pca": lambda: dml.PCA(2),
+    "randomized": lambda: dml.TruncatedSVD(2, algorithm="randomized", random_state=0),
+}
+FACTORIZATIONS = {
+    "als": lambda: dml.MatrixFactorization(4, max_iter=4, random_state=0),
+    "implicit": lambda: dml.MatrixFactorization(
+        4, max_iter=4, random_state=0, feedback="implicit", reg=0.1
+    ),
+    "dsgd": lambda: dml.MatrixFactorization(
+        4, solver="sgd", max_iter=4, random_state=0, staleness=1
+    ),
+    "early": lambda: dml.MatrixFactorization(4, max_iter=8, random_state=0, early_stopping=True),
+}
+
+
+class Broken(BaseException):
+    """What breaks a fit off."""
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Rows in 24 chunks."""
+    rng = np.random.default_rng(0)
+    X = rng.random((2400, 6)).astype(np.float32) + 2 * rng.integers(0, 2, (2400, 1))
+    y = (X @ rng.standard_normal(6) + rng.standard_normal(2400) > 1).astype(int)
+    return write_dataset(tmp_path_factory.mktemp("rows") / "r.zarr", X, y, chunks=100).url
+
+
+@pytest.fixture(scope="module")
+def ratings(tmp_path_factory):
+    """Ratings in a grid of 4 x 4."""
+    rng = np.random.default_rng(0)
+    pairs = np.unique(rng.integers(0, [80, 50], (2000, 2)), axis=0)
+    data = pairs[:, 0], pairs[:, 1], rng.integers(1, 6, len(pairs)).astype(float)
+    url = str(tmp_path_factory.mktemp("ratings") / "r.zarr")
+    return convert_ratings(data, url, grid=(4, 4)).url
+
+
+@pytest.fixture(autouse=True)
+def small_segments(monkeypatch):
+    """One chunk is a group, and three groups are a segment."""
+    monkeypatch.setattr(run, "GROUP_BYTES", 1)
+    monkeypatch.setattr(run, "SEGMENT_GROUPS", 3)
+
+
+def bits(model):
+    """All that a model has learned."""
+    found = {}
+    for name, value in vars(model).items():
+        if isinstance(value, np.ndarray) and value.dtype != object and name.endswith("_"):
+            found[name] = value.tobytes()
+    if hasattr(model, "_tables"):
+        for table in model._tables:
+            blocks = [rows.tobytes() for _, rows in table.blocks()]
+            found[len(found)] = blocks
+    return found | {"n_iter_": getattr(model, "n_iter_", None)}
+
+
+def fit(model, data, heard, place=None, runner=None, every=0, **more):
+    """Fit under an engine that tells `heard`."""
+    engine = Engine(runner or Inline(), callbacks=[heard], checkpoint=place, every=every)
+    with engine, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.fit(data, **more)
+
+
+def counting(events, stop=None):
+    """A callback that collects ends of blocks, and breaks off at the one of that number."""
+
+    def heard(event):
+        if isinstance(event, BlockEnd):
+            events.append(event)
+            if len(events) == stop:
+                raise Broken
+
+    return heard
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_fit_broken_off_anywhere_goes_on(name, rows, tmp_path):
+    """At most a segment of three groups is done again; the bits are those of one whole fit."""
+    data, whole = open_dataset(rows), []
+    expected = bits(fit(MODELS[name](), data, counting(whole)))
+    rng = np.random.default_rng(1)
+    for stop in rng.integers(4, len(whole) + 3, 4):
+        first, second, place = [], [], tmp_path / str(stop)
+        with pytest.raises(Broken):
+            fit(MODELS[name](), data, counting(first, int(stop)), place)
+        assert bits(fit(MODELS[name](), data, counting(second), place)) == expected
+        identity = 3  # groups that tell the data, in each call
+        assert len(first) + len(second) <= len(whole) + 3 + 2 * identity
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("name", FACTORIZATIONS)
+def test_a_factorization_goes_on(name, stored, ratings, tmp_path):
+    """At most a sweep is done again, with factors in memory and in a store."""
+    data, whole = open_ratings(ratings), []
+
+    def where(name):
+        return {"factors_url": str(tmp_path / name)} if stored else {}
+
+    expected = bits(fit(FACTORIZATIONS[name](), data, counting(whole), **where("whole")))
+    a_sweep = len(whole) / expected["n_iter_"]
+    for stop in np.random.default_rng(1).integers(2, len(whole), 3):
+        first, second, place = [], [], tmp_path / f"{stop}.fit"
+        with pytest.raises(Broken):
+            fit(FACTORIZATIONS[name](), data, counting(first, int(stop)), place, **where(str(stop)))
+        again = fit(FACTORIZATIONS[name](), data, counting(second), place, **where(str(stop)))
+        assert bits(again) == expected
+        assert len(first) + len(second) <= len(whole) + a_sweep
+        third = fit(FACTORIZATIONS[name](), data, counting([], 1), place, **where(str(stop)))
+        assert bits(third) == expected
+        if stored:
+            kept = {path.name for path in (tmp_path / str(stop)).iterdir() if path.is_dir()}
+            assert len(kept) == 2
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", ["als", "dsgd"])
+def test_a_factorization_moves_to_other_workers(name, ratings, tmp_path):
+    """Factors that lay on one cluster go on elsewhere: on two processes, from two or from none."""
+    data, whole = open_ratings(ratings), []
+    expected = bits(fit(FACTORIZATIONS[name](), data, counting(whole)))
+    with workers(2) as client, pytest.raises(Broken):
+        stop = counting([], len(whole) // 2)
+        fit(FACTORIZATIONS[name](), data, stop, tmp_path / "fit", client)
+    with workers(1) as client:
+        found = fit(FACTORIZATIONS[name](), data, counting([]), tmp_path / "fit", client)
+    assert bits(found) == expected
+
+
+def test_factors_of_another_fit_are_left_alone(ratings, tmp_path):
+    """What another fit put at a URL is refused, also where a checkpoint is kept."""
+    data, url = open_ratings(ratings), str(tmp_path / "factors")
+    model = fit(FACTORIZATIONS["als"](), data, counting([]), tmp_path / "fit", factors_url=url)
+    expected = bits(model)
+    with pytest.raises(FileExistsError, match="exists; choose another URL"):
+        fit(FACTORIZATIONS["als"](), data, counting([]), tmp_path / "other", factors_url=url)
+    assert bits(model) == expected
+
+
+def interrupted(model, data, after, place=None, runner=None):
+    """Press Ctrl-C a moment after a pass or sweep of that number has ended; the model, if any."""
+    ended, pressed, told = [], [], []
+
+    def press():
+        time.sleep(0.02)
+        pressed.append(time.perf_counter())
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    def heard(event):
+        told.append(event)
+        if isinstance(event, PassEnd) and event.objective is not None:
+            ended.append(event)
+            if len(ended) == after:
+                threading.Thread(target=press).start()
+
+    engine = Engine(runner, callbacks=[heard], checkpoint=place, every="1 hour")
+    with engine, pytest.warns(RuntimeWarning, match=r"interrupted \(Ctrl-C\) after step"):
+        model.fit(data)
+    return model, time.perf_counter() - pressed[0], told
+
+
+SLOW = {
+    "sgd": lambda: dml.SGDClassifier(max_iter=100_000, tol=None, random_state=0, n_replicas=1),
+    "minibatch": lambda: dml.MiniBatchKMeans(6, random_state=0, max_iter=100_000, tol=0.0),
+    "nmf": lambda: dml.NMF(3, random_state=0, max_iter=100_000, tol=0.0),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_an_interrupted_fit_is_fitted(name, rows, tmp_path):
+    """Ctrl-C leaves the best model so far, soon, and says where; called again, the fit goes on."""
+    data = open_dataset(rows)
+    model, seconds, _ = interrupted(SLOW[name](), data, 5, tmp_path / "fit")
+    assert seconds < 2 and model.n_iter_ >= 4
+    model.predict(data).compute() if hasattr(model, "predict") else model.transform(data).compute()
+    again, _, told = interrupted(SLOW[name](), data, 3, tmp_path / "fit")
+    assert again.n_iter_ > model.n_iter_
+    assert any(isinstance(e, Message) and e.text.startswith("Goes on after step") for e in told)
+
+
+def test_an_interrupted_factorization_is_fitted(ratings, tmp_path):
+    """The same for factors, in memory and in a store."""
+    data = open_ratings(ratings)
+    model = dml.MatrixFactorization(4, max_iter=100_000, tol=0.0, random_state=0)
+    model, seconds, _ = interrupted(model, data, 5, tmp_path / "fit")
+    assert seconds < 2 and len(model.recommend(np.asarray(data.users.ids[:2]), k=3)[0]) == 2
+
+
+def test_an_interrupt_before_any_model(rows):
+    """Where there is no model yet, Ctrl-C is Ctrl-C."""
+
+    def heard(event):
+        raise KeyboardInterrupt
+
+    with Engine(callbacks=[heard]), pytest.raises(KeyboardInterrupt):
+        dml.LogisticRegression().fit(open_dataset(rows))

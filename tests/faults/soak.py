@@ -1,0 +1,138 @@
+"""Kills without end: ``python -m tests.faults.soak --kills 200 --seed 0``.
+
+Long fits, one after the other, while workers, schedulers and clients are killed at random moments.
+Each must end with the bits that it has undisturbed, and leave nothing behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.engine.processes import Processes
+from tests.faults.matrix import Client, Site, Undisturbed, copy, undisturbed
+from tests.faults.work import prepare
+
+FITS = ("sgd", "als", "dsgd")
+WEIGHTS = {"worker": 6, "client": 2, "scheduler": 1}
+MEAN_GAP = 1.5  # seconds of work between two kills
+LONG = 300.0  # seconds that nothing takes
+
+
+@dataclass
+class Soak:
+    """What happened.
+
+    Parameters
+    ----------
+    seed : int
+        Of who is killed, and when.
+    kills : Counter
+        Of each kind.
+    fits : list of str
+        That have ended.
+    """
+
+    seed: int
+    kills: Counter[str] = field(default_factory=Counter)
+    fits: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+
+    def run(self, n: int, base: Path, scratch: Path, times: int) -> None:
+        """Kill n processes."""
+        wholes: dict[str, Undisturbed] = {}
+        while self.kills.total() < n:
+            work = FITS[len(self.fits) % len(FITS)]
+            if work not in wholes:
+                wholes[work] = undisturbed(work, base, scratch / f"whole-{work}", times)
+            folder = scratch / f"fit-{len(self.fits)}"
+            site = Site(copy(base, folder), str(folder / "rows.zarr"), times=times)
+            with site.stack:
+                end = self._fit(site, work, n)
+            if end["digest"] != wholes[work].digest or end["left"]:
+                raise AssertionError(f"seed {self.seed}, {work}: {end} is not {wholes[work]}")
+            left = sorted(path.name for path in (folder / f"{work}.fit").iterdir())
+            if len(left) != 3 or "latest.json" not in left:
+                raise AssertionError(f"seed {self.seed}, {work}: files left behind: {left}")
+            shutil.rmtree(folder)
+            self.fits.append(work)
+
+    def _fit(self, site: Site, work: str, n: int) -> dict[str, object]:
+        client = site.call(work)
+        while True:
+            gap = self.random.expovariate(1 / MEAN_GAP)
+            client.begins.wait(LONG)
+            end = time.monotonic() + (gap if self.kills.total() < n else LONG)
+            while client.process.poll() is None and time.monotonic() < end:
+                time.sleep(0.02)
+            if client.process.poll() is not None:
+                client.wait()
+                if client.end is not None:
+                    return client.end
+                self._explain(client)
+                client = site.call(work)
+            elif self.kills.total() < n:
+                client = self._kill(site, client, work)
+            else:
+                raise AssertionError(f"seed {self.seed}, {work}: no end after {LONG:g} s")
+
+    def _kill(self, site: Site, client: Client, work: str) -> Client:
+        (what,) = self.random.choices(list(WEIGHTS), list(WEIGHTS.values()))
+        self.kills[what] += 1
+        if what == "worker":
+            k = self.random.randrange(len(site.cluster.workers))
+            site.cluster.workers[k].kill()
+            site.cluster.workers[k] = site.cluster.worker()
+            return client
+        if what == "client":
+            client.process.kill()
+            client.wait()
+        else:
+            site.cluster.scheduler.kill()
+            client.wait(LONG)
+            self._explain(client)
+            site.cluster = site.stack.enter_context(Processes(2))
+        return site.call(work)
+
+    def _explain(self, client: Client) -> None:
+        """A client that was not killed ends for one reason alone."""
+        if client.end is None and "LostScheduler" not in client.errors:
+            raise AssertionError(f"seed {self.seed}: {client.errors[-3000:]}")
+
+
+def soak(kills: int, seed: int, times: int) -> Soak:
+    """Kill so many processes; gives what happened."""
+    with tempfile.TemporaryDirectory() as scratch:
+        base = Path(scratch) / "base"
+        base.mkdir()
+        prepare(base)
+        done = Soak(seed)
+        done.run(kills, base, Path(scratch), times)
+        return done
+
+
+def main() -> None:
+    """Soak, and tell what happened."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--times", type=int, default=20, help="how much longer the fits are")
+    args = parser.parse_args()
+    began = time.monotonic()
+    done = soak(args.kills, args.seed, args.times)
+    print(
+        f"{done.kills.total()} kills ({dict(done.kills)}) in {time.monotonic() - began:.0f} s over "
+        f"{len(done.fits)} fits, each with the bits it has undisturbed, and nothing left behind"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Whatever dies, the work ends with the same bits: some cells of the matrix, and a short soak."""
+
+import random
+
+import pytest
+
+from tests.faults.matrix import END, FAULTS, PAGE, strike, undisturbed
+from tests.faults.soak import soak
+from tests.faults.work import WORK, prepare
+
+CELLS = [
+    ("worker killed", "kmeans"),
+    ("worker frozen (found after 5 s)", "als"),
+    ("all workers killed, new ones come", "dsgd"),
+    ("scheduler killed, called again", "lbfgs"),
+    ("client killed, called again", "sgd"),
+    ("disk full, called again", "convert"),
+]
+pytestmark = pytest.mark.cluster
+
+
+@pytest.mark.parametrize(("name", "work"), CELLS)
+def test_the_bits_are_the_same(name, work, tmp_path):
+    """A fault in the midst of the work changes nothing of what comes out."""
+    base = tmp_path / "base"
+    base.mkdir()
+    prepare(base)
+    (fault,) = (fault for fault in FAULTS if fault.name == name)
+    whole = undisturbed(work, base, tmp_path / "whole")
+    same, _, calls = strike(fault, work, base, tmp_path / "cell", whole, random.Random(1))
+    assert same and (calls > 1) <= name.endswith("called again")
+
+
+def test_a_short_soak():
+    """Workers, schedulers and clients die, and the fit neither changes nor leaves anything."""
+    done = soak(kills=6, seed=3, times=3)
+    assert done.kills.total() == 6 and done.fits
+
+
+def test_the_documentation_has_the_matrix():
+    """Every fault has its row in docs/reliability.md, and every cell the same bits."""
+    text = PAGE.read_text().split(END)[0]
+    for fault in FAULTS:
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| {fault.name} |"))
+        cells = row.strip("| ").split(" | ")[1:]
+        assert len(cells) == len(WORK) and all(c == "-" or "same bits" in c for c in cells)

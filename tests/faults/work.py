@@ -1,0 +1,132 @@
+"""What faults strike: fits, a conversion and a prediction, each in a client process of its own.
+
+``python -m tests.faults.work WORK FOLDER SCHEDULER`` does one of them. Each line that it prints is
+JSON: that it begins, and in the end a digest of all that came out and the blocks that were done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+from distributed import Client
+
+import daskdml as dml
+from daskdml.engine import run
+from daskdml.events import BlockEnd
+from daskdml.io import convert_ratings, open_dataset, open_ratings, write_dataset
+
+ROWS, FEATURES, CHUNK = 400_000, 20, 5_000
+USERS, ITEMS, RATINGS = 4_000, 2_000, 400_000
+FITS = {  # by how many times the usual number of epochs or sweeps they make
+    "sgd": lambda n: dml.SGDClassifier(max_iter=6 * n, tol=None, random_state=0, n_replicas=2),
+    "newton": lambda n: dml.LogisticRegression(solver="newton", tol=1e-10),
+    "lbfgs": lambda n: dml.LogisticRegression(solver="lbfgs", tol=1e-9),
+    "als": lambda n: dml.MatrixFactorization(8, max_iter=8 * n, tol=0.0, random_state=0),
+    "dsgd": lambda n: dml.MatrixFactorization(
+        8, solver="sgd", max_iter=8 * n, tol=0.0, learning_rate=0.01, random_state=0
+    ),
+    "kmeans": lambda n: dml.KMeans(8, max_iter=12 * n, tol=0.0, random_state=0),
+}
+WORK = (*FITS, "convert", "predict")
+
+
+def prepare(folder: Path) -> None:
+    """Rows, ratings, and a file of ratings to convert."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((ROWS, FEATURES)).astype(np.float32)
+    y = X @ rng.standard_normal(FEATURES) + 2 * rng.standard_normal(ROWS) > 0
+    write_dataset(folder / "rows.zarr", X, y.astype(np.int8), chunks=CHUNK)
+    pairs = np.unique(rng.integers(0, [USERS, ITEMS], (RATINGS, 2)), axis=0)
+    stars = rng.integers(1, 11, len(pairs)) / 2
+    convert_ratings((pairs[:, 0], pairs[:, 1], stars), folder / "ratings.zarr", grid=(8, 8))
+    np.savetxt(folder / "ratings.csv", np.column_stack([pairs, stars]), "%g", ",",
+               header="user,item,rating", comments="")  # fmt: skip
+
+
+def learned(model: object) -> dict[str, object]:
+    """All that a fitted estimator has learned, as bytes."""
+    found: dict[str, object] = {"n_iter": getattr(model, "n_iter_", None)}
+    for name, value in vars(model).items():
+        if isinstance(value, np.ndarray) and value.dtype != object and name.endswith("_"):
+            found[name] = value.tobytes()
+    for side, table in zip("ui", getattr(model, "_tables", ()), strict=False):
+        found[side] = [rows.tobytes() for _, rows in table.blocks()]
+    return found
+
+
+def digest(found: dict[str, object]) -> str:
+    """Digits that tell results apart."""
+    return hashlib.sha256(repr(sorted(found.items(), key=str)).encode()).hexdigest()[:16]
+
+
+def stored(folder: Path) -> dict[str, object]:
+    """All chunks that lie in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "c" in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def do(work: str, folder: Path, rows: str, options: dict[str, str] | None, times: int) -> str:
+    """Do the work; gives its digest."""
+    if work == "convert":
+        convert_ratings(folder / "ratings.csv", folder / "out.zarr", grid=(8, 8))
+        return digest(stored(folder / "out.zarr"))
+    data = open_dataset(rows, storage_options=options)
+    if work == "predict":
+        model = dml.LogisticRegression()
+        model.classes_, model.n_features_in_ = np.array([0, 1], np.int8), FEATURES
+        model.coef_, model.intercept_ = np.ones((1, FEATURES)), np.zeros(1)
+        model.predict_proba(data, out=folder / "out.zarr")
+        return digest(stored(folder / "out.zarr"))
+    if work in ("als", "dsgd"):
+        data = open_ratings(folder / "ratings.zarr")
+    return digest(learned(FITS[work](times).fit(data)))
+
+
+def left_behind(client: Client) -> dict[str, object]:
+    """What should not be there any more: tasks on the scheduler, threads of this library."""
+    for _ in range(50):
+        tasks = client.run_on_scheduler(lambda dask_scheduler: [*map(str, dask_scheduler.tasks)])
+        threads = [t.name for t in threading.enumerate() if t.name.startswith("daskdml")]
+        threads = [name for name in threads if not name.startswith("daskdml-blas")]
+        if not (tasks or threads):
+            return {}
+        time.sleep(0.1)
+    return {"tasks": tasks, "threads": threads}
+
+
+def main(
+    work: str, folder: str, scheduler: str, rows: str, options: str, limit: int, times: int
+) -> None:
+    """Do the work on a cluster, and tell of it."""
+    run.GROUP_BYTES = 1  # so that each chunk is a block
+    run.SEGMENT_GROUPS = 16
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    n = 0
+
+    def heard(event: object) -> None:
+        nonlocal n
+        n += isinstance(event, BlockEnd)
+
+    with (
+        warnings.catch_warnings(),
+        Client(scheduler, set_as_default=False, timeout=30) as client,
+        dml.Engine(client, callbacks=[heard], checkpoint=f"{folder}/{work}.fit", every=0.2),
+    ):
+        warnings.simplefilter("ignore")
+        print(json.dumps({"begins": work}), flush=True)
+        found = do(work, Path(folder), rows, json.loads(options) or None, times)
+        left = left_behind(client)
+    print(json.dumps({"blocks": n, "digest": found, "left": left}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:6], *map(int, sys.argv[6:8]))

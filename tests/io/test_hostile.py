@@ -1,0 +1,237 @@
+"""Stores that somebody wrote to do harm: nothing of them is run, and none of them takes memory."""
+
+import json
+import os
+import pickle
+import re
+import struct
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from daskdml.engine.checkpoint import CheckpointError, checkpoint_place, list_checkpoints
+from daskdml.io import convert_ratings, open_dataset, open_ratings, write_dataset
+from daskdml.io.chunks import ChunkError, ChunkReader
+from daskdml.io.codecs import decode_into
+from daskdml.io.sources import as_source
+from daskdml.io.states import DamagedError, decode_state, encode_state
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Harm:
+    """What makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("where", ["filters", "compressor"])
+@pytest.mark.parametrize("dtype", ["<f8", "|O"])
+def test_pickles_are_refused(where, dtype, tmp_path):
+    """An array of Zarr v2 whose chunks are pickles is not opened; no chunk of it is decoded."""
+    store, harmed = tmp_path / "x.zarr", tmp_path / "harmed"
+    store.mkdir()
+    meta = {"zarr_format": 2, "shape": [4], "chunks": [4], "dtype": dtype, "compressor": None,
+            "filters": None, "fill_value": 0, "order": "C"}  # fmt: skip
+    meta[where] = {"id": "pickle"} if where == "compressor" else [{"id": "pickle"}]
+    (store / ".zarray").write_text(json.dumps(meta))
+    (store / "0").write_bytes(pickle.dumps(Harm(harmed)))
+    with pytest.raises(ValueError, match=r"pickle|object"):
+        y = zarr.open_array(store)
+        as_source(np.zeros((4, 1)), y).read(0, 4)
+    with pytest.raises(ValueError, match=re.escape(str(store))):
+        as_source(str(store))
+    assert not harmed.exists()
+
+
+@pytest.mark.parametrize("dtype", [str, "M8[s]", "V8"])
+def test_what_is_no_number_is_refused(dtype):
+    """Strings of any length, dates and raw bytes are refused by name."""
+    array = zarr.create_array({}, name="y", shape=(4,), chunks=(2,), dtype=dtype)
+    with pytest.raises(ValueError, match=r"y has dtype .* not read"):
+        ChunkReader(array)
+
+
+def test_only_codecs_of_numbers_are_run():
+    """A codec that is not known to be one of numbers is refused, within shards, too."""
+    from zarr.codecs import ShardingCodec
+    from zarr.codecs.numcodecs import BZ2
+
+    plain = zarr.create_array({}, shape=(4,), chunks=(2,), dtype="f8", compressors=BZ2())
+    assert ChunkReader(plain).read(0, 4)[0].tolist() == [0, 0, 0, 0]
+
+    class Evil(BZ2):
+        def to_dict(self):
+            return {"name": "evil"}
+
+    for codecs in ([Evil()], [ShardingCodec(chunk_shape=(2,), codecs=[Evil()])]):
+        meta = plain.metadata
+        object.__setattr__(meta, "codecs", (*meta.codecs[:1], *codecs))
+        with pytest.raises(ValueError, match="'evil', which is not read"):
+            ChunkReader(plain)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["../a.zarr/", "/../a.zarr/", "x/../../a.zarr/", "{}/a.zarr/", 7]
+)
+def test_paths_stay_in_their_store(prefix, tmp_path):
+    """Attributes that lead elsewhere are an error that names the store, or lead nowhere."""
+    write_dataset(tmp_path / "a.zarr", np.ones((4, 2)))
+    write_dataset(tmp_path / "b.zarr", np.zeros((4, 2)))
+    meta = tmp_path / "b.zarr" / "zarr.json"
+    text = json.loads(meta.read_text())
+    own = text["attributes"]["daskdml"]
+    own["prefix"] = prefix.format(tmp_path) if isinstance(prefix, str) else prefix
+    meta.write_text(json.dumps(text))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "b.zarr"))):
+        open_dataset(tmp_path / "b.zarr")
+    data = ([1, 2], [1, 2], [1.0, 2.0])
+    convert_ratings(data, tmp_path / "c.zarr")
+    meta = tmp_path / "c.zarr" / "zarr.json"
+    text = json.loads(meta.read_text())
+    text["attributes"]["daskdml"]["prefix"] = own["prefix"]
+    meta.write_text(json.dumps(text))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "c.zarr"))):
+        open_ratings(tmp_path / "c.zarr")
+
+
+def test_states_make_nothing_but_states():
+    """Classes of others, of modules not loaded, and of daskdml that hold no state are refused."""
+    import hashlib
+
+    for module, name in [
+        ("os", "system"), ("subprocess", "Popen"), ("daskdml.engine.run", "Engine"),
+        ("daskdml.io.states", "json"), ("daskdml.io.dataset", "Block.copy"), ("builtins", "eval"),
+        ("daskdml.engine.tasks", "Block"),
+    ]:  # fmt: skip
+        tree = json.dumps({"class": [module, name], "fields": {}}).encode()
+        body = encode_state(None)[:16] + struct.pack("<QQ", len(tree), 0) + tree
+        with pytest.raises(DamagedError, match="there is no class"):
+            decode_state(body + hashlib.sha256(body).digest())
+    for tree in (
+        b"[" * 100_000, b'{"list":[' * 50_000, b'{"array":["<f8",[4611686018427387904],0]}',
+        b'{"array":["|O",[1],0]}', b'{"array":["S0",[4611686018427387904],0]}',
+        b'{"float":"0x1p9999"}',
+        b'{"array":["<f8",[-1],0]}', b'{"array":["<f8",[0.5],0]}', b'{"dtype":{"a":1}}',
+        b"{}", b"1e",
+    ):  # fmt: skip
+        body = encode_state(None)[:16] + struct.pack("<QQ", len(tree), 0) + tree
+        with pytest.raises(DamagedError):
+            decode_state(body + hashlib.sha256(body).digest())
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"fit": {}, "checkpoints": [{"name": "000001.state", "number": "1"}]}',
+             '{"fit": {}, "checkpoints": [{"name": "../1.state", "number": 1}]}', "nul", "{}"],
+    ids=range(5),
+)  # fmt: skip
+def test_lists_of_checkpoints(text, tmp_path):
+    """What is no list of checkpoints, or leads out of its folder, is refused by name."""
+    (tmp_path / "latest.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"latest\.json is no list of checkpoints"):
+        list_checkpoints(checkpoint_place(tmp_path, 60, 2, None))
+
+
+def zstd_of_zeros(n):
+    """A frame that does not tell its size, of blocks that each repeat one byte 2**17 times."""
+    block = ((2**17) << 3 | 1 << 1).to_bytes(3, "little") + b"\0"
+    last = (1 << 3 | 1 << 1 | 1).to_bytes(3, "little") + b"\0"
+    return bytes.fromhex("28b52ffd0038") + block * (n // 2**17) + last
+
+
+def test_frames_that_expand_are_refused():
+    """Tiny chunks that would decode to gigabytes are errors before they are decoded."""
+    import gzip
+
+    out = np.empty(1000)
+    for codec, data in {
+        "zstd": zstd_of_zeros(2**34), "gzip": gzip.compress(bytes(2**27)),
+        "blosc": struct.pack("<BBBBIII", 2, 1, 0, 8, 2**31 - 17, 2**18, 16),
+    }.items():  # fmt: skip
+        with pytest.raises(ValueError, match=r"decodes? to"):
+            decode_into(codec, np.frombuffer(data, np.uint8), out)
+
+
+HOSTILE = """
+import json, resource, sys
+import numpy as np
+import daskdml.engine.run, daskdml.estimators.fitting  # what is loaded does not count
+from daskdml import Engine, LogisticRegression
+from daskdml.io import open_dataset, write_dataset
+from tests.io.test_hostile import zstd_of_zeros
+
+folder, limit = sys.argv[1], 700_000_000
+X = np.arange(40.0).reshape(20, 2)
+write_dataset(f"{folder}/x.zarr", X, X[:, 0] > 9, chunks=5)
+LogisticRegression(C=0.1).fit(f"{folder}/x.zarr")
+data = int(next(l for l in open("/proc/self/status") if l.startswith("VmData")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (data + limit, data + limit))
+path, chunk = f"{folder}/x.zarr/X/zarr.json", f"{folder}/x.zarr/X/c/0/0"
+good, bytes_ = open(path).read(), open(chunk, "rb").read()
+ZSTD = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "zstd"}]
+
+def said(change, content=None):
+    meta = json.loads(good)
+    text = change(meta) or json.dumps(meta)
+    open(path, "w").write(text)
+    open(chunk, "wb").write(bytes_ if content is None else content)
+    try:
+        ds = open_dataset(f"{folder}/x.zarr")
+        ds.read(0, 1)
+        LogisticRegression(C=0.1).fit(ds)
+    except Exception as error:
+        return [type(error).__name__, str(error)[:300]]
+    return ["nothing", ""]
+
+grid = lambda m: m["chunk_grid"]["configuration"]
+found = {
+    "rows": said(lambda m: m.update(shape=[2**60, 2])),
+    "rows in one chunk": said(
+        lambda m: (m.update(shape=[2**60, 2]), grid(m).update(chunk_shape=[2**60, 2]))[2:]),
+    "columns": said(
+        lambda m: (m.update(shape=[20, 2**50]), grid(m).update(chunk_shape=[5, 2**50]))[2:]),
+    "chunk": said(lambda m: grid(m).update(chunk_shape=[2**40, 2])),
+    "chunk with zstd": said(
+        lambda m: (m.update(codecs=ZSTD), grid(m).update(chunk_shape=[2**31, 2]))[2:]),
+    "expanding": said(lambda m: m.update(codecs=ZSTD), zstd_of_zeros(2**34)),
+    "negative": said(lambda m: m.update(shape=[-20, 2])),
+    "float": said(lambda m: m.update(shape=[20.5, 2])),
+    "no chunk": said(lambda m: grid(m).update(chunk_shape=[0, 2])),
+    "nested": said(lambda m: "[" * 100_000),
+    "nested attributes": said(lambda m: json.dumps(m)[:-1] + ', "x": ' + "[" * 10**5),
+}
+print(json.dumps(found))
+"""
+
+
+def test_sizes_take_no_memory(tmp_path):
+    """Metadata of rows, columns or chunks beyond any memory are errors within 700 MB."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(HOSTILE), str(tmp_path)],
+        capture_output=True, text=True, timeout=100, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    for what, (kind, text) in found.items():
+        assert kind in ("ValueError", "ChunkError", "MemoryError"), (what, kind, text)
+        assert "x.zarr" in text or "memory_limit" in text, (what, text)
+
+
+def test_nothing_of_a_store_is_evaluated():
+    """The code that reads stores has no unpickling, no eval and no exec."""
+    files = [*(ROOT / "daskdml" / "io").glob("*.py"), ROOT / "daskdml/engine/checkpoint.py"]
+    bad = re.compile(r"\b(pickle|marshal|shelve|dill|joblib|yaml)\b\.?|\b(eval|exec|__import__)\(")
+    for file in files:
+        code = re.sub(r'""".*?"""|#.*', "", file.read_text(), flags=re.DOTALL)
+        assert not bad.search(code), (file.name, bad.search(code))
+        assert "allow_pickle=True" not in code
+    assert len(files) > 20 and issubclass(ChunkError, OSError)
