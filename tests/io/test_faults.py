@@ -106,7 +106,8 @@ def test_altered_factors_and_ratings_are_named(where, faulty, tmp_path):
     """Factors and ratings have checksums, too."""
     base = where if where != "local" else f"{tmp_path}/"
     ratings = convert_ratings(([1, 1, 2], [3, 4, 3], [1.0, 2.0, 3.0]), f"{base}ratings.zarr")
-    store = FactorStore.create(f"{base}factors.zarr")
+    store = FactorStore.at(f"{base}factors.zarr")
+    store.begin()
     store.add("users", [3, 2], 4, np.float32)
     rows = StoredFactors(store, "users", 0, (3, 2), 4)
     rows.save(RNG.standard_normal((5, 4)).astype("f4"))

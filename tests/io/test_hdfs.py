@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from daskdml import Engine, LogisticRegression, MatrixFactorization
 from daskdml.events import PassEnd
 from daskdml.io import convert_ratings, open_dataset, open_ratings, train_test_split, write_dataset
 from daskdml.io.chunks import ChunkError
+from daskdml.io.hadoop import is_unfinished
 from daskdml.io.store import filesystem, retrying
 
 pytestmark = pytest.mark.hdfs
@@ -59,7 +63,7 @@ def test_rows_come_back(rows, at):
 
 
 def test_overwriting(place):
-    """Overwriting renames the new over the old; a failure leaves the old; nothing else stays."""
+    """The new is there once it is whole; a failure leaves the old; nothing else stays."""
     url = place("twice.zarr")
     old = write_dataset(url, X)
     with pytest.raises(FileExistsError, match="overwrite=True"):
@@ -74,9 +78,46 @@ def test_overwriting(place):
     assert np.array_equal(old.read(0, 1003)[0].X, X)
     new = write_dataset(url, X[:500], overwrite=True)
     assert np.array_equal(new.read(0, 500)[0].X, X[:500])
-    assert below(place("")) == ["twice.zarr"] and below(url) == ["X", "zarr.json"]
+    assert below(place("")) == ["twice.zarr"]
+    names = below(url)
+    assert len(names) == 2 and names[0].startswith("data-") and names[1] == "zarr.json"
     with pytest.raises(ValueError, match="was overwritten"):
         old.read(0, 10)
+
+
+WRITE = """
+import sys
+sys.path.insert(0, "")
+from tests.io.test_hdfs import X, write_dataset
+write_dataset(sys.argv[1], X, chunks=100)
+"""
+
+
+def test_a_killed_write_goes_on(place):
+    """It repeats the chunks in hand alone; until then nothing can be opened; nothing else stays."""
+    url = place("killed.zarr")
+    fs, path = filesystem(url)
+
+    def chunks():
+        found = fs.find(path, detail=True) if fs.exists(path) else {}
+        times = {n: f.get("modification_time") or f["modificationTime"] for n, f in found.items()}
+        return {n: times[n] for n in times if "/X/c/" in n and not is_unfinished(n)}
+
+    child = subprocess.Popen([sys.executable, "-c", WRITE, url])
+    while len(chunks()) < 4:
+        assert child.poll() is None
+        time.sleep(0.02)
+    child.kill()
+    child.wait(10)
+    with pytest.raises(ValueError, match="is unfinished: .* goes on from there"):
+        open_dataset(url)
+    fs.pipe_file(f"{path}/X/c/10/.0.new-00c0ffee", b"x")
+    before = chunks()
+    assert np.array_equal(write_dataset(url, X, chunks=100).read(0, 1003)[0].X, X)
+    after = chunks()
+    assert len(after) == 11 and len(fs.find(path)) == 13
+    assert sum(after[name] != when for name, when in before.items()) <= 4
+    assert below(url) == ["X", "zarr.json"]
 
 
 def test_what_is_no_data_set_stays(place):
@@ -130,6 +171,10 @@ def test_files_appear_whole(place):
     assert below(place("")) == ["file"]
 
 
+class Broken(BaseException):
+    """What breaks a fit off."""
+
+
 def fitted(data, stop=None, **options):
     """Bits of a fit, broken off after so many steps."""
     steps = []
@@ -138,7 +183,7 @@ def fitted(data, stop=None, **options):
         if isinstance(event, PassEnd) and event.objective is not None:
             steps.append(event)
             if len(steps) == stop:
-                raise KeyboardInterrupt
+                raise Broken
 
     with Engine(callbacks=[heard], **options):
         model = LogisticRegression(solver="newton", tol=1e-6, random_state=0).fit(data)
@@ -149,7 +194,7 @@ def test_checkpoints(rows, place):
     """A fit that was broken off goes on from its checkpoint; its pointer is replaced in place."""
     expected = fitted(rows)
     there = {"checkpoint": place("fit.checkpoint"), "every": 0}
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Broken):
         fitted(rows, stop=2, **there)
     assert fitted(rows, **there) == expected
     names = below(there["checkpoint"])
