@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.data import Workload
 from benchmarks.measure import covariance, inertia_of_labels, median_run, objective, run_case
+from benchmarks.stores import stores
 
 Row = dict[str, Any]
 GAP = 1e-6
@@ -207,6 +208,7 @@ REPORTS: dict[str, Callable[[Workload, Path, int], list[Row]]] = {
     "kmeans": kmeans,
     "growth": growth,
     "overlap": overlapping,
+    "stores": stores,
     "checkpoints": checkpoints,
 }
 
@@ -225,7 +227,7 @@ def table(rows: list[Row]) -> str:
             f"{r['load']:.2f}" if "load" in r else "",
             f"{r['gap']:.1e}" if "gap" in r else "",
             f"{r['passes']:.2f}" if "passes" in r else "",
-            f"{r['peak'] / 1e9:.2f}",
+            f"{r['peak'] / 1e9:.2f}" if "peak" in r else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

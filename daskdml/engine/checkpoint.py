@@ -15,6 +15,7 @@ from typing import Any
 
 from dask.utils import parse_timedelta
 
+from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.states import DamagedError, decode_state, digest, encode_state
 from daskdml.io.store import filesystem, is_local, resolve_url, retrying
 
@@ -39,17 +40,14 @@ class CheckpointPlace:
         Seconds between two checkpoints, at least.
     keep : int
         How many stay.
-    options : mapping or None
+    options : StorageOptions or None
         Of the file system.
     """
 
     url: str
     every: float
     keep: int
-    options: Mapping[str, Any] | None
-
-    def __repr__(self) -> str:
-        return f"CheckpointPlace({self.url!r}, every={self.every}, keep={self.keep})"
+    options: StorageOptions | None = None
 
 
 class Checkpoints:
@@ -260,7 +258,7 @@ def checkpoint_place(
     Examples
     --------
     >>> checkpoint_place("/data/fit", "2 minutes", 2, None)
-    CheckpointPlace('/data/fit', every=120.0, keep=2)
+    CheckpointPlace(url='/data/fit', every=120.0, keep=2, options=None)
     """
     try:
         seconds = float(parse_timedelta(every))
@@ -272,4 +270,4 @@ def checkpoint_place(
         raise ValueError(f"every={every!r} is no time between checkpoints; give seconds, or '60s'")
     if keep < 1:
         raise ValueError(f"keep={keep}: at least one checkpoint has to stay")
-    return CheckpointPlace(resolve_url(url), seconds, keep, options)
+    return CheckpointPlace(resolve_url(url), seconds, keep, quiet(options))

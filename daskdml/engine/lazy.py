@@ -16,9 +16,10 @@ from daskdml.engine.memory import Needs
 from daskdml.engine.run import Engine
 from daskdml.io.arrays import apart, array_at_root
 from daskdml.io.journal import finished_chunks, run_of
+from daskdml.io.options import quiet
 from daskdml.io.sources import AnySource, DaskSource, Source
 from daskdml.io.staging import Staging, stage
-from daskdml.io.store import open_store, resolve_url, retrying
+from daskdml.io.store import array_name, open_store, resolve_url, retrying
 from daskdml.kernels.block import Block
 from daskdml.kernels.targets import DataError, explain
 
@@ -92,7 +93,7 @@ class WriteRows:
         """Write the block's rows."""
         rows = self.fn(block.X)
         stop = block.start + block.n_rows
-        what = f"writing rows {block.start}:{stop} of {self.array.store_path}"
+        what = f"writing rows {block.start}:{stop} of {array_name(self.array)}"
         array = apart(self.array)  # a store keeps what it has opened, and tasks change nothing
         retrying(lambda: array.__setitem__(slice(block.start, stop), rows), what)
         return 1
@@ -137,6 +138,7 @@ def stream_rows(
     bounds, sample = source.chunk_bounds, _probe(source, fn)
     rows = max(bounds[1] - bounds[0], -(-MIN_ROWS_BYTES // source.row_nbytes))
     rows = min(rows, source.n_rows)
+    options = quiet(options)
     shape, url = (source.n_rows, *sample.shape[1:]), resolve_url(out)
     run = run_of("predict", rows=source.identity, model=_token(fn), shape=list(shape), chunk=rows)
     whole = _whole(url, options, run)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.abc.store import Store
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore, StorePath
 
 from daskdml.io.staging import Staging
-from daskdml.io.store import object_name, retrying
+from daskdml.io.store import array_name, object_name, retrying
 
 __all__ = [
     "CHUNK_BYTES",
@@ -54,7 +54,7 @@ def default_chunks(n_features: int, dtype: np.dtype[Any]) -> int:
 def create_array(
     store: Store, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunk_rows: int
 ) -> zarr.Array[Any]:
-    """Create an array of the documented layout: chunks of full rows, `COMPRESSOR`.
+    """Create an array of the documented layout: chunks of full rows, `COMPRESSOR`, a checksum.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def create_array(
             shape=shape,
             dtype=dtype,
             chunks=(chunk_rows, *shape[1:]),
-            compressors=COMPRESSOR,
+            compressors=[COMPRESSOR, Crc32cCodec()],
             fill_value=0,
             config={"write_empty_chunks": True},  # a missing chunk is damage, never a zero
             overwrite=True,  # of what an attempt cut off by a transient error left
@@ -101,7 +101,7 @@ def _left_array(store: Store, path: str) -> zarr.Array[Any] | None:
             lambda: zarr.open_array(
                 store, path=path, mode="r+", config={"write_empty_chunks": True}
             ),
-            f"opening {path} in {store}",
+            f"opening {object_name(store, path)}",
         )
     except (FileNotFoundError, KeyError, ValueError):
         return None
@@ -275,7 +275,7 @@ class RowWriter:
             self._array = create_array(self._store, self._name, shape, dtype, self._rows)
         array, start = self._array, self._at
         self._at = stop = start + len(rows)
-        what = f"writing rows {start}:{stop} of {array.store_path}"
+        what = f"writing rows {start}:{stop} of {array_name(array)}"
         if stop > array.shape[0]:
             retrying(lambda: array.resize((stop, *rows.shape[1:])), what)
         self._put(slice(start, stop), rows)
@@ -283,5 +283,5 @@ class RowWriter:
     def _put(self, where: slice, rows: np.ndarray) -> None:
         array = self._array
         assert array is not None
-        what = f"writing rows {where.start}:{where.stop} of {array.store_path}"
+        what = f"writing rows {where.start}:{where.stop} of {array_name(array)}"
         retrying(lambda: array.__setitem__(where, rows), what)

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
-from zarr.abc.store import RangeByteRequest
+from zarr.abc.store import ByteRequest, RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from daskdml.io import buffers
+from daskdml.io.bounds import check_array
 from daskdml.io.codecs import (
-    check_codecs,
+    CHECKSUM_NBYTES,
+    ChunkCodec,
+    check,
     check_encoded,
-    codec_name,
+    chunk_codec,
     decode_into,
     with_fast_codecs,
 )
-from daskdml.io.store import object_name, retrying
+from daskdml.io.fetch import in_order, width, within_limits
+from daskdml.io.local import ChunkError, check_once, fill
+from daskdml.io.shards import Parts, shards_of
+from daskdml.io.store import array_name, object_name, retrying
 
-__all__ = ["ChunkError", "ChunkReader", "ReadStats", "row_bounds"]
-
-MOST_CHUNKS = 10_000_000
-"""Chunks of an array: more are taken for damage, or for ill will."""
-
-MOST_CHUNK_BYTES = 2**46
-"""Decoded bytes of a chunk, likewise."""
-
-FETCHES = 4
-"""Chunks of one read that are fetched at the same time from a remote store."""
-
-
-class ChunkError(OSError):
-    """A stored chunk is missing, truncated or damaged; the message names it."""
+__all__ = ["ChunkError", "ChunkReader", "ReadStats", "Wanted", "read_many", "row_bounds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +69,19 @@ class ReadStats:
         )
 
 
+class Wanted(NamedTuple):
+    """Rows [start, stop) of an array, wanted in `out`."""
+
+    reader: ChunkReader
+    start: int
+    stop: int
+    out: np.ndarray
+
+
 class _Piece(NamedTuple):
     """Rows [lo, hi) of chunk number `chunk`, wanted in `dest`."""
 
+    reader: ChunkReader
     chunk: int
     lo: int
     hi: int
@@ -87,8 +91,9 @@ class _Piece(NamedTuple):
 class ChunkReader:
     """Reads ranges of rows of a Zarr array of one or two dimensions.
 
-    The common layout (see `codecs.codec_name`) is read and decoded here, without the copies of
-    the general path; any other is read by Zarr itself, to the same values.
+    The common layout (see `codecs.chunk_codec`) is read and decoded here, without the copies of
+    the general path, and so are shards of a remote store; any other is read by Zarr itself, to the
+    same values.
 
     Parameters
     ----------
@@ -120,27 +125,22 @@ class ChunkReader:
         self.array = array
         self.strict = strict
         self.shape: tuple[int, ...] = tuple(int(n) for n in array.shape)
-        name = object_name(array.store_path.store, array.store_path.path)
-        check_codecs(array, name)
-        self.dtype = np.dtype(array.dtype).newbyteorder("=")
         self.chunk_rows = max(int((array.shards or array.chunks)[0]), 1)
-        if self.shape[0] > MOST_CHUNKS * self.chunk_rows:
-            raise ValueError(
-                f"{name} has {self.shape[0]} rows in chunks of {self.chunk_rows}; at most "
-                f"{MOST_CHUNKS} chunks are read: write the array in larger ones"
-            )
+        check_array(array, array_name(array), self.chunk_rows)
+        self.dtype = np.dtype(array.dtype).newbyteorder("=")
         self._row_shape = self.shape[1:]
         self._row_nbytes = math.prod(self._row_shape) * self.dtype.itemsize
-        if min(self.chunk_rows, max(self.n_rows, 1)) * self._row_nbytes > MOST_CHUNK_BYTES:
-            raise ValueError(
-                f"{name} has shape {self.shape} in chunks of {self.chunk_rows} rows, which no "
-                "memory holds; write the array in smaller chunks"
-            )
-        self._codec = codec_name(array)
+        self._codec = chunk_codec(array)
         self._store = array.store_path.store
         self._local = isinstance(self._store, LocalStore)
+        self._shards = None if self._local or self._codec else shards_of(array)
         if self._codec is None and self._local:
             self.array = with_fast_codecs(array)
+
+    @property
+    def remote(self) -> bool:
+        """Whether chunks are fetched from afar, many at a time."""
+        return not self._local and (self._codec is not None or self._shards is not None)
 
     @property
     def n_rows(self) -> int:
@@ -160,8 +160,13 @@ class ChunkReader:
     @property
     def scratch_nbytes(self) -> int:
         """Bytes that a read may hold for a moment beside the rows it returns."""
-        chunk = self.chunk_rows * self._row_nbytes
-        return chunk * 2 if self._local else chunk * (1 + FETCHES)
+        chunk = self.chunk_nbytes
+        return chunk * 2 if self._local else chunk * (1 + width(chunk))
+
+    @property
+    def chunk_nbytes(self) -> int:
+        """Decoded bytes of a stored object."""
+        return self.chunk_rows * self._row_nbytes
 
     def read(
         self, start: int, stop: int, out: np.ndarray | None = None
@@ -191,16 +196,13 @@ class ChunkReader:
             raise IndexError(f"rows {start}:{stop} are not within the {self.n_rows} of the array")
         if out is None:
             out = buffers.empty((stop - start, *self._row_shape), self.dtype)
+        if self.remote:
+            return out, read_many([Wanted(self, start, stop, out)])
         if self._codec is None or out.nbytes == 0:
             return out, self._read_general(start, stop, out)
         stats = ReadStats()
-        pieces = self._pieces(start, stop, out)
-        if self._local:
-            for piece in pieces:
-                stats += self._read_local(piece)
-        else:
-            for i in range(0, len(pieces), FETCHES):
-                stats += self._read_remote(pieces[i : i + FETCHES])
+        for piece in self.pieces(start, stop, out):
+            stats += self._read_local(piece, self._codec)
         return out, stats
 
     def chunk_name(self, index: int) -> str:
@@ -215,110 +217,151 @@ class ChunkReader:
         coords = (index,) + (0,) * len(self._row_shape)
         return str(self.array.metadata.encode_chunk_key(coords))
 
-    def _pieces(self, start: int, stop: int, out: np.ndarray) -> list[_Piece]:
+    def pieces(self, start: int, stop: int, out: np.ndarray) -> list[_Piece]:
+        """Cut rows at the chunks' bounds."""
+        if out.nbytes == 0:
+            return []
         rows = self.chunk_rows
         pieces = []
         for index in range(start // rows, -(-stop // rows)):
             first = index * rows
             lo, hi = max(start, first), min(stop, first + rows)
-            pieces.append(_Piece(index, lo - first, hi - first, out[lo - start : hi - start]))
+            pieces.append(_Piece(self, index, lo - first, hi - first, out[lo - start : hi - start]))
         return pieces
 
     def _read_general(self, start: int, stop: int, out: np.ndarray) -> ReadStats:
         began = time.perf_counter()
         if out.nbytes:
-            what = f"reading rows {start}:{stop} of {self.array.store_path}"
+            rows = f"rows {start}:{stop} of {array_name(self.array)}"
             try:
-                out[:] = retrying(lambda: np.asarray(self.array[start:stop]), what)
+                out[:] = retrying(lambda: np.asarray(self.array[start:stop]), f"reading {rows}")
             except OSError:
                 raise
             except Exception as error:  # whatever Zarr's codecs make of damaged bytes
                 why = f"{type(error).__name__}: {str(error)[:300]}"
-                raise ChunkError(f"{what}: they cannot be decoded ({why})") from error
+                raise ChunkError(
+                    f"a chunk with some of the {rows} is damaged ({why}); restore it or write the "
+                    "data set again"
+                ) from error
         return ReadStats(time.perf_counter() - began, 0.0, out.nbytes)
 
-    def _byte_range(self, piece: _Piece) -> tuple[int, int]:
-        """The bytes that hold the piece where nothing is compressed."""
-        return piece.lo * self._row_nbytes, piece.hi * self._row_nbytes
-
-    def _read_local(self, piece: _Piece) -> ReadStats:
+    def _read_local(self, piece: _Piece, codec: ChunkCodec) -> ReadStats:
         path = self.chunk_name(piece.chunk)
+        whole = piece.hi - piece.lo == self.chunk_rows
+        in_place = codec.compressor == "none" and (whole or not codec.checked)
         began = time.perf_counter()
         try:
             with open(path, "rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                if self._codec == "none":
+                facts = os.fstat(file.fileno())
+                size = facts.st_size - CHECKSUM_NBYTES * codec.checked
+                if in_place:
                     self._check_plain_size(piece.chunk, size)
-                    file.seek(self._byte_range(piece)[0])
-                    target = piece.dest.reshape(-1).view(np.uint8)
+                    file.seek(piece.lo * self._row_nbytes)
+                    plain = piece.dest.reshape(-1).view(np.uint8)
                 else:
                     self._check_encoded_size(piece.chunk, size)
-                    target = buffers.empty(size, np.uint8)
-                _fill(file, target, path)
+                    plain = buffers.empty(max(size, 0), np.uint8)
+                fill(file, plain, path)
+                checksum = np.frombuffer(file.read(CHECKSUM_NBYTES), np.uint8)
         except FileNotFoundError:
             self._missing(piece)
             return ReadStats()
         except PermissionError as error:
             raise PermissionError(f"{path} may not be read; check its permissions") from error
         read = time.perf_counter()
-        if self._codec != "none":
-            self._decode(piece, target)
-        return ReadStats(read - began, time.perf_counter() - read, target.nbytes)
+        with self._naming(piece.chunk):
+            if codec.checked:
+                check_once(path, facts, plain, checksum)
+            if not in_place:
+                self._decode(codec.compressor, plain, self.chunk_rows, piece.lo, piece.dest)
+        return ReadStats(read - began, time.perf_counter() - read, plain.nbytes)
 
-    def _read_remote(self, pieces: Sequence[_Piece]) -> ReadStats:
-        began = time.perf_counter()
-        fetched = sync(_gather([self._fetch(piece) for piece in pieces]))
-        for i, got in enumerate(fetched):
-            if isinstance(got, Exception):
-                fetched[i] = self._fetch_again(pieces[i], got)
-        read = time.perf_counter()
-        nbytes = 0
-        for i, piece in enumerate(pieces):
-            encoded, fetched[i] = fetched[i], None
-            if encoded is None:
-                self._missing(piece)
-                continue
-            nbytes += encoded.nbytes
-            if self._codec != "none":
-                self._decode(piece, encoded)
-            elif encoded.nbytes == piece.dest.nbytes:
-                decode_into("none", encoded, piece.dest)
-            else:
-                self._check_plain_size(piece.chunk, piece.lo * self._row_nbytes + encoded.nbytes)
-        return ReadStats(read - began, time.perf_counter() - read, nbytes)
+    async def fetch(self, piece: _Piece) -> np.ndarray | Parts | None:
+        """Get what is stored of a piece of a remote store; None where nothing is."""
+        path, nbytes = self._path(piece.chunk), self.chunk_nbytes
 
-    async def _fetch(self, piece: _Piece) -> np.ndarray | None:
-        wanted = RangeByteRequest(*self._byte_range(piece)) if self._codec == "none" else None
-        got = await self._store.get(self._path(piece.chunk), default_buffer_prototype(), wanted)
-        return None if got is None else np.asarray(got.as_numpy_array()).view(np.uint8)
+        async def get(part: ByteRequest | None) -> np.ndarray | None:
+            asked = self._store.get(path, default_buffer_prototype(), part)
+            got = await within_limits(asked, nbytes)
+            return None if got is None else np.asarray(got.as_numpy_array()).view(np.uint8)
 
-    def _fetch_again(self, piece: _Piece, error: Exception) -> np.ndarray | None:
+        if self._shards is not None:
+            return await self._shards.fetch(get, piece.lo, piece.hi)
+        if self._codec == ChunkCodec("none", False):
+            return await get(
+                RangeByteRequest(piece.lo * self._row_nbytes, piece.hi * self._row_nbytes)
+            )
+        return await get(None)
+
+    def fetch_again(self, piece: _Piece, error: Exception) -> np.ndarray | Parts | None:
         """Deal with a failed fetch as `retrying` does, its first attempt being made."""
         failed: list[Exception] = [error]
 
-        def attempt() -> np.ndarray | None:
+        def attempt() -> np.ndarray | Parts | None:
             if failed:
                 raise failed.pop()
-            return sync(self._fetch(piece))
+            return sync(self.fetch(piece))
 
-        return retrying(attempt, f"reading {self.chunk_name(piece.chunk)}")
+        with self._naming(piece.chunk):
+            return retrying(attempt, f"reading {self.chunk_name(piece.chunk)}")
 
-    def _decode(self, piece: _Piece, encoded: np.ndarray) -> None:
-        assert self._codec is not None
-        whole = piece.hi - piece.lo == self.chunk_rows
-        dest = piece.dest
+    def place(self, piece: _Piece, got: np.ndarray | Parts | None) -> int:
+        """Decode what was fetched into its place; give its bytes."""
+        if got is None:
+            self._missing(piece)
+            return 0
+        with self._naming(piece.chunk):
+            if isinstance(got, Parts):
+                self._place_shard(piece, got)
+            else:
+                assert self._codec is not None
+                # Where nothing is compressed or checked, the rows alone were fetched.
+                alone = self._codec == ChunkCodec("none", False)
+                rows, lo = (len(piece.dest), 0) if alone else (self.chunk_rows, piece.lo)
+                self._place_chunk(self._codec, got, rows, lo, piece.dest)
+        return got.nbytes
+
+    def _place_shard(self, piece: _Piece, parts: Parts) -> None:
+        assert self._shards is not None
+        rows = self._shards.rows
+        for number, encoded in self._shards.chunks(parts, piece.lo, piece.hi):
+            lo, hi = max(piece.lo, number * rows), min(piece.hi, (number + 1) * rows)
+            dest = piece.dest[lo - piece.lo : hi - piece.lo]
+            if encoded is None:
+                dest[...] = self.array.metadata.fill_value
+            else:
+                self._place_chunk(self._shards.codec, encoded, rows, lo - number * rows, dest)
+
+    def _place_chunk(
+        self, codec: ChunkCodec, encoded: np.ndarray, rows: int, lo: int, dest: np.ndarray
+    ) -> None:
+        if codec.checked:
+            encoded, checksum = encoded[:-CHECKSUM_NBYTES], encoded[-CHECKSUM_NBYTES:]
+            check(encoded, checksum)
+        self._decode(codec.compressor, encoded, rows, lo, dest)
+
+    def _decode(
+        self, compressor: str, encoded: np.ndarray, rows: int, lo: int, dest: np.ndarray
+    ) -> None:
+        """Decode a chunk of so many rows; those from `lo` on go to `dest`."""
+        if len(dest) == rows:
+            decode_into(compressor, encoded, dest)
+            return
+        check_encoded(compressor, encoded, rows * self._row_nbytes)
+        whole = buffers.empty((rows, *self._row_shape), self.dtype)
+        decode_into(compressor, encoded, whole)
+        dest[:] = whole[lo : lo + len(dest)]
+
+    @contextmanager
+    def _naming(self, chunk: int) -> Iterator[None]:
+        """Errors of decoding name the object."""
         try:
-            if not whole:
-                check_encoded(self._codec, encoded, self.chunk_rows * self._row_nbytes)
-                dest = buffers.empty((self.chunk_rows, *self._row_shape), self.dtype)
-            decode_into(self._codec, encoded, dest)
+            yield
         except ValueError as error:
             raise ChunkError(
-                f"chunk {self.chunk_name(piece.chunk)} is damaged: {error}; restore it or write "
-                "the data set again"
+                f"chunk {self.chunk_name(chunk)} is damaged: {error}; restore it or write the data "
+                "set again"
             ) from error
-        if not whole:
-            piece.dest[:] = dest[piece.lo : piece.hi]
 
     def _missing(self, piece: _Piece) -> None:
         if self.strict:
@@ -329,7 +372,7 @@ class ChunkReader:
         piece.dest[...] = self.array.metadata.fill_value
 
     def _check_encoded_size(self, index: int, size: int) -> None:
-        wanted = self.chunk_rows * self._row_nbytes
+        wanted = self.chunk_nbytes
         if size > 2 * wanted + 2**20:
             raise ChunkError(
                 f"chunk {self.chunk_name(index)} is damaged: it has {size} bytes, its rows "
@@ -337,7 +380,7 @@ class ChunkReader:
             )
 
     def _check_plain_size(self, index: int, size: int) -> None:
-        wanted = self.chunk_rows * self._row_nbytes
+        wanted = self.chunk_nbytes
         if size != wanted:
             raise ChunkError(
                 f"chunk {self.chunk_name(index)} is damaged: it has {size} bytes instead of "
@@ -345,17 +388,34 @@ class ChunkReader:
             )
 
 
-async def _gather(fetches: list[Any]) -> list[Any]:
-    return await asyncio.gather(*fetches, return_exceptions=True)
+def read_many(wanted: Sequence[Wanted]) -> ReadStats:
+    """Read rows of several arrays; the chunks of remote ones are fetched side by side.
 
-
-def _fill(file: Any, target: np.ndarray, path: str) -> None:
-    view = target.data
-    while len(view):
-        got = file.readinto(view)
-        if not got:
-            raise ChunkError(f"chunk {path} ended {len(view)} bytes early; is it being rewritten?")
-        view = view[got:]
+    Raises
+    ------
+    ChunkError, ConnectionError, PermissionError
+        As `ChunkReader.read`.
+    """
+    stats, pieces = ReadStats(), list[_Piece]()
+    for want in wanted:
+        if want.reader.remote:
+            pieces += want.reader.pieces(want.start, want.stop, want.out)
+        else:
+            stats += want.reader.read(want.start, want.stop, want.out)[1]
+    if not pieces:
+        return stats
+    fetches = [partial(piece.reader.fetch, piece) for piece in pieces]
+    most = width(max(piece.reader.chunk_nbytes for piece in pieces))
+    then = time.perf_counter()
+    for piece, got in zip(pieces, in_order(fetches, most), strict=True):
+        if isinstance(got, Exception):
+            got = piece.reader.fetch_again(piece, got)
+        now = time.perf_counter()
+        nbytes = piece.reader.place(piece, got)
+        del got
+        read, then = now - then, time.perf_counter()
+        stats += ReadStats(read, then - now, nbytes)
+    return stats
 
 
 def row_bounds(n_rows: int, rows: int) -> tuple[int, ...]:

@@ -5,33 +5,52 @@ from __future__ import annotations
 import struct
 import threading
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+import google_crc32c
 import numcodecs.blosc  # type: ignore[import-untyped]
 import numcodecs.zstd  # type: ignore[import-untyped]
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
 from zarr.core.chunk_grids import RegularChunkGrid
 from zarr.core.metadata import ArrayV3Metadata
 
-__all__ = ["check_codecs", "check_encoded", "codec_name", "decode_into", "with_fast_codecs"]
+__all__ = [
+    "ChunkCodec",
+    "check",
+    "check_encoded",
+    "chunk_codec",
+    "decode_into",
+    "with_fast_codecs",
+]
 
+CHECKSUM_NBYTES = 4
 _ZSTD_MAGIC = 0xFD2FB528
 _ZSTD_BLOCK = 2**17  # bytes that a block decodes to at most
 _SLACK = 2**20
-_KNOWN = {
-    "adler32", "astype", "bitround", "blosc", "bytes", "bz2", "cast_value", "crc32", "crc32c",
-    "delta", "endian", "fixedscaleoffset", "fletcher32", "gzip", "jenkins_lookup3", "lz4", "lzma",
-    "packbits", "pcodec", "quantize", "scale_offset", "sharding_indexed", "shuffle", "transpose",
-    "zfpy", "zlib", "zstd",
-}  # fmt: skip
-"""Codecs of plain numbers: none of them makes Python objects."""
 
 
-def codec_name(array: zarr.Array[Any]) -> str | None:
-    """Name the compressor of an array whose chunks can be decoded in place.
+@dataclass(frozen=True, slots=True)
+class ChunkCodec:
+    """How a chunk that can be decoded in place is encoded.
+
+    Parameters
+    ----------
+    compressor : {"none", "zstd", "blosc", "gzip"}
+    checked : bool
+        Whether a checksum (CRC-32C) of the encoded bytes follows them.
+    """
+
+    compressor: str
+    checked: bool
+
+
+def chunk_codec(array: zarr.Array[Any]) -> ChunkCodec | None:
+    """How the chunks of an array are encoded, where they can be decoded in place.
 
     Parameters
     ----------
@@ -39,27 +58,59 @@ def codec_name(array: zarr.Array[Any]) -> str | None:
 
     Returns
     -------
-    str or None
-        "none", "zstd", "blosc" or "gzip" for a Zarr v3 array of native numbers or booleans, cut
-        along its rows only, without shards, filters or transpositions; None for any other layout.
+    ChunkCodec or None
+        For a Zarr v3 array of native numbers or booleans, cut along its rows only, without shards,
+        filters or transpositions; None for any other layout.
     """
+    if not by_rows(array):
+        return None
+    return codec_of(array.metadata.codecs, array.dtype)  # type: ignore[union-attr]
+
+
+def by_rows(array: zarr.Array[Any]) -> bool:
+    """Whether it is a Zarr v3 array of native numbers whose objects are runs of full rows."""
     meta = array.metadata
     if not isinstance(meta, ArrayV3Metadata) or not isinstance(meta.chunk_grid, RegularChunkGrid):
-        return None
+        return False
     if array.ndim not in (1, 2) or array.dtype.kind not in "biuf" or not array.dtype.isnative:
-        return None
-    if array.ndim == 2 and meta.chunk_grid.chunk_shape[1] != array.shape[1]:
-        return None
-    first, *rest = meta.codecs
+        return False
+    return array.ndim == 1 or meta.chunk_grid.chunk_shape[1] == array.shape[1]
+
+
+def codec_of(codecs: Sequence[Any], dtype: np.dtype[Any]) -> ChunkCodec | None:
+    """Name codecs that `decode_into` knows; None for others."""
+    first, *rest = codecs
     little = isinstance(first, BytesCodec) and (
-        array.dtype.itemsize == 1 or getattr(first.endian, "value", None) == "little"
+        dtype.itemsize == 1 or getattr(first.endian, "value", None) == "little"
     )
     if not little or np.dtype("=i2").str != "<i2":
         return None
+    checked = bool(rest) and isinstance(rest[-1], Crc32cCodec)
+    if checked:
+        rest.pop()
     if not rest:
-        return "none"
+        return ChunkCodec("none", checked)
     names = {ZstdCodec: "zstd", BloscCodec: "blosc", GzipCodec: "gzip"}
-    return names.get(type(rest[0])) if len(rest) == 1 else None
+    name = names.get(type(rest[0])) if len(rest) == 1 else None
+    return None if name is None else ChunkCodec(name, checked)
+
+
+def check(plain: np.ndarray, checksum: np.ndarray) -> None:
+    """Compare bytes with their stored checksum.
+
+    Raises
+    ------
+    ValueError
+        Where the bytes are not those that were written.
+
+    Examples
+    --------
+    >>> check(np.zeros(8, "u1"), np.zeros(4, "u1"))
+    Traceback (most recent call last):
+    ValueError: its checksum is not that of its bytes
+    """
+    if google_crc32c.value(plain) != int.from_bytes(checksum.tobytes(), "little"):
+        raise ValueError("its checksum is not that of its bytes")
 
 
 def with_fast_codecs(array: zarr.Array[Any]) -> zarr.Array[Any]:
@@ -80,39 +131,6 @@ def with_fast_codecs(array: zarr.Array[Any]) -> zarr.Array[Any]:
     with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
         where = array.store_path
         return zarr.open_array(where.store, path=where.path, mode="r", zarr_format=3)
-
-
-def check_codecs(array: zarr.Array[Any], name: str) -> None:
-    """Refuse arrays whose chunks hold Python objects, or are decoded by who knows what.
-
-    Raises
-    ------
-    ValueError
-        Names the array and what it is that is not read.
-    """
-    if array.dtype.kind not in "biufcSU":
-        raise ValueError(
-            f"{name} has dtype {array.dtype}, which is not read: store numbers, or strings of "
-            "fixed length"
-        )
-    for codec in _codecs_of(array.metadata):
-        if codec.removeprefix("numcodecs.") not in _KNOWN:
-            raise ValueError(
-                f"{name} is encoded with {codec!r}, which is not read: it may run code; write the "
-                "array again with a codec of numbers, such as zstd"
-            )
-
-
-def _codecs_of(meta: Any) -> list[str]:
-    if not isinstance(meta, ArrayV3Metadata):
-        stored = [*(meta.filters or ()), meta.compressor]
-        return [str(codec.codec_id) for codec in stored if codec is not None]
-    names, stack = [], list(meta.codecs)
-    while stack:
-        codec = stack.pop()
-        names.append(str(codec.to_dict()["name"]))
-        stack += [*getattr(codec, "codecs", ()), *getattr(codec, "index_codecs", ())]
-    return names
 
 
 def check_encoded(codec: str, encoded: np.ndarray, nbytes: int) -> None:
@@ -139,7 +157,7 @@ def decode_into(codec: str, encoded: np.ndarray, dest: np.ndarray) -> None:
     Parameters
     ----------
     codec : {"none", "zstd", "blosc", "gzip"}
-        The chunk's compressor, see `codec_name`.
+        The chunk's compressor, see `ChunkCodec`.
     encoded : ndarray of shape (m,), uint8
         The stored bytes.
     dest : ndarray, C-contiguous

@@ -13,7 +13,7 @@ import numpy as np
 from daskdml.io import checks
 from daskdml.io.arrays import Labels, default_chunks, staged_array
 from daskdml.io.staging import Staging
-from daskdml.io.store import retrying
+from daskdml.io.store import array_name, retrying
 
 __all__ = ["DaskSource", "aligned", "known_chunks", "write_dask"]
 
@@ -252,7 +252,7 @@ class _Target:
         rows = np.asarray(rows)
         start = int(self._chunks[index[0].start // self._rows]) * self._rows
         where = slice(start, start + len(rows))
-        what = f"writing rows {where.start}:{where.stop} of {self._array.store_path}"
+        what = f"writing rows {where.start}:{where.stop} of {array_name(self._array)}"
         retrying(lambda: self._array.__setitem__(where, rows), what)
 
 

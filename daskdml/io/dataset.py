@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from daskdml.io import buffers
-from daskdml.io.chunks import ChunkReader, ReadStats
+from daskdml.io.chunks import ChunkReader, ReadStats, Wanted, read_many
 from daskdml.io.identity import Identity, identity
 from daskdml.io.layout import PARTS, Opened, open_arrays, opened_arrays
+from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.store import resolve_url
 from daskdml.io.views import Cut, RowView, Step, row_view
 from daskdml.kernels.block import Block
@@ -46,7 +47,7 @@ class Dataset:
         identity: str | None = None,
     ) -> None:
         self._url = url
-        self._options = dict(storage_options) if storage_options else None
+        self._options = quiet(storage_options)
         self._steps = steps
         self._identity = identity
         self._state: tuple[Opened, RowView] | None = None
@@ -76,9 +77,9 @@ class Dataset:
         return self._url
 
     @property
-    def storage_options(self) -> dict[str, Any]:
-        """A copy of the options of the file system."""
-        return dict(self._options or {})
+    def storage_options(self) -> StorageOptions:
+        """A copy of the options of the file system: a dict that prints without its values."""
+        return StorageOptions(self._options or {})
 
     @property
     def token(self) -> str:
@@ -215,7 +216,7 @@ class Dataset:
             raise ValueError(f"unknown parts {sorted(unknown)}; a data set has {list(PARTS)}")
         opened, view = self._opened()
         runs = view.runs(start, stop)
-        stats = ReadStats()
+        stats, wanted = ReadStats(), list[Wanted]()
         got: dict[str, np.ndarray | None] = {"X": np.empty((stop - start, 0), self.dtype)}
         for part in parts:
             reader = opened.reader(part)
@@ -223,8 +224,13 @@ class Dataset:
                 continue
             out = buffers.empty((stop - start, *reader.shape[1:]), reader.dtype)
             for run in runs:
-                stats += _read_run(reader, run.rows, out[run.lo : run.hi])
+                if isinstance(run.rows, slice):
+                    rows = run.rows.start, run.rows.stop
+                    wanted.append(Wanted(reader, *rows, out[run.lo : run.hi]))
+                else:
+                    stats += _pick(reader, run.rows, out[run.lo : run.hi])
             got[part] = out
+        stats += read_many(wanted)
         y = got.get("y")
         if y is not None and opened.labels is not None:
             if len(y) and not 0 <= y.min() <= y.max() < len(opened.labels):
@@ -275,9 +281,7 @@ class Dataset:
         return f"<table><caption>daskdml Dataset</caption>{rows}</table>"
 
 
-def _read_run(reader: ChunkReader, rows: slice | np.ndarray, out: np.ndarray) -> ReadStats:
-    if isinstance(rows, slice):
-        return reader.read(rows.start, rows.stop, out)[1]
+def _pick(reader: ChunkReader, rows: np.ndarray, out: np.ndarray) -> ReadStats:
     first = int(rows[0])
     whole, stats = reader.read(first, int(rows[-1]) + 1)
     np.take(whole, rows - first, axis=0, out=out, mode="clip")
@@ -317,5 +321,5 @@ def open_dataset(
     (3, 3)
     """
     resolved = resolve_url(url)
-    options = dict(storage_options) if storage_options else None
+    options = quiet(storage_options)
     return Dataset(resolved, options, identity=open_arrays(resolved, options).identity)

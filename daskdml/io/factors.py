@@ -13,10 +13,12 @@ import numpy as np
 import zarr
 from dask.base import tokenize
 from zarr.abc.store import Store
+from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
 
 from daskdml.io.chunks import ChunkReader
 from daskdml.io.identity import Identity, array_digest, identity
+from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.ratings import Side
 from daskdml.io.store import open_store, resolve_url, retrying
 
@@ -73,17 +75,17 @@ class FactorStore:
     ----------
     url : str
         Resolved.
-    options : dict or None
+    options : StorageOptions or None
         Of its file system.
     """
 
     url: str
-    options: Any = None
+    options: StorageOptions | None = None
 
     @classmethod
     def at(cls, url: str | os.PathLike[str], options: Any = None) -> FactorStore:
         """The store at a URL, which need not be there yet."""
-        return cls(resolve_url(url), dict(options) if options else None)
+        return cls(resolve_url(url), quiet(options))
 
     def begin(self, fit: str | None = None, anew: bool = True) -> None:
         """Make the store, or go on with the one that the same fit left.
@@ -129,8 +131,9 @@ class FactorStore:
         shape = (len(sizes), max(sizes) * width)
         retrying(
             lambda: zarr.create_array(
-                store, name=name, shape=shape, chunks=(1, shape[1]), dtype=dtype, compressors=None,
-                fill_value=0, config={"write_empty_chunks": True}, overwrite=True,
+                store, name=name, shape=shape, chunks=(1, shape[1]), dtype=dtype,
+                compressors=[Crc32cCodec()], fill_value=0, config={"write_empty_chunks": True},
+                overwrite=True,
             ),
             f"creating {name} in {self.url}",
         )  # fmt: skip

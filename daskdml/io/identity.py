@@ -20,7 +20,10 @@ __all__ = ["Identity", "array_digest", "file_stamp", "identity"]
 PIECE = 1 << 20
 """Bytes of an array that one CRC-32 stands for."""
 
-_STAMPS = ("size", "mtime", "ETag", "LastModified", "last_modified", "md5Hash", "created")
+_STAMPS = (
+    "size", "mtime", "ETag", "LastModified", "last_modified", "md5Hash", "created",
+    "modification_time", "modificationTime",
+)  # fmt: skip
 
 Identity = list[Any] | dict[str, Any] | None
 """What `daskdml.io.states.encode_state` takes; None where it cannot be known again."""

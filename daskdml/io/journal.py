@@ -30,7 +30,7 @@ from zarr.storage import LocalStore
 from daskdml import __version__
 from daskdml.io.chunks import ChunkError, ChunkReader
 from daskdml.io.states import digest
-from daskdml.io.store import retrying
+from daskdml.io.store import array_name, retrying
 
 __all__ = [
     "Leftover",
@@ -50,6 +50,7 @@ SILENT = 60.0
 """Seconds without one after which a writer on another machine counts as dead."""
 
 _IN_ONE_PIECE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory"}
+_IN_ONE_PIECE |= {"hdfs", "webhdfs"}  # with this library's file systems
 _OF_CLUSTERS = ("distributed", "botocore", "aiobotocore", "aiohttp", "concurrent", "asyncio")
 _OF_CALLERS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError)
 _HERE: set[str] = set()  # the writers of this process that are at work
@@ -365,7 +366,7 @@ def finished_chunks(array: zarr.Array[Any], check: bool = False) -> set[int]:
     base = f"{array.store_path.path}/c/".lstrip("/")
     tail = "/0" * (array.ndim - 1)
     n = math.ceil(array.shape[0] / rows)
-    keys = retrying(lambda: _keys(store, base), f"listing {array.store_path}")
+    keys = retrying(lambda: _keys(store, base), f"listing {array_name(array)}")
     found = {i for i in range(n) if f"{base}{i}{tail}" in keys}
     if check or not _puts_in_one_piece(store):
         reader = ChunkReader(array, strict=True)

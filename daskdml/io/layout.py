@@ -11,6 +11,7 @@ import numpy as np
 import zarr
 
 from daskdml.io.chunks import ChunkReader
+from daskdml.io.options import StorageOptions
 from daskdml.io.store import describing, open_node, retrying, unfinished
 
 __all__ = ["FORMAT", "PARTS", "Opened", "open_arrays", "opened_arrays"]
@@ -44,7 +45,11 @@ _CACHE_SIZE = 64
 _LOCK = threading.Lock()
 
 
-def open_arrays(url: str, storage_options: dict[str, Any] | None) -> Opened:
+def _key(url: str, storage_options: StorageOptions | None) -> tuple[str, str]:
+    return url, storage_options.digest if storage_options else ""
+
+
+def open_arrays(url: str, storage_options: StorageOptions | None) -> Opened:
     """Open the data set at a URL afresh, and remember it for this process."""
     node = open_node(url, storage_options)
     with describing(url):
@@ -52,11 +57,11 @@ def open_arrays(url: str, storage_options: dict[str, Any] | None) -> Opened:
     with _LOCK:
         while len(_CACHE) >= _CACHE_SIZE:
             del _CACHE[next(iter(_CACHE))]
-        _CACHE[url, repr(storage_options)] = opened
+        _CACHE[_key(url, storage_options)] = opened
     return opened
 
 
-def opened_arrays(url: str, storage_options: dict[str, Any] | None, identity: str | None) -> Opened:
+def opened_arrays(url: str, storage_options: StorageOptions | None, identity: str | None) -> Opened:
     """Give the data set at a URL as this process knows it, opening it where it must.
 
     Raises
@@ -64,7 +69,7 @@ def opened_arrays(url: str, storage_options: dict[str, Any] | None, identity: st
     ValueError
         Where another data set than the one of that `identity` is there now.
     """
-    opened = _CACHE.get((url, repr(storage_options)))
+    opened = _CACHE.get(_key(url, storage_options))
     if opened is None or opened.identity != identity:
         opened = open_arrays(url, storage_options)
     if opened.identity != identity:

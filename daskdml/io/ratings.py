@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -13,9 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import zarr
 
-from daskdml.io.chunks import ChunkReader, ReadStats
+from daskdml.io import buffers
+from daskdml.io.chunks import ChunkReader, ReadStats, Wanted, read_many
 from daskdml.io.identity import array_digest
 from daskdml.io.layout import FORMAT
+from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.split import draw_seed
 from daskdml.io.store import describing, open_node, resolve_url, retrying, unfinished
 from daskdml.kernels.ratings import RatingBlock, compress, draw
@@ -249,7 +251,7 @@ class Ratings:
     ----------
     url : str
         Where the store is; "" for ratings in this process's memory.
-    storage_options : dict or None
+    storage_options : StorageOptions or None
         Of its file system.
     identity : str
         Of what was written there.
@@ -275,7 +277,7 @@ class Ratings:
     """
 
     url: str
-    storage_options: dict[str, Any] | None
+    storage_options: StorageOptions | None
     identity: str
     parts: tuple[Part, ...] = ()
     memory: Stored | None = None
@@ -294,7 +296,8 @@ class Ratings:
     def _stored(self) -> Stored:
         if self.memory is not None:
             return self.memory
-        key = (self.url, repr(self.storage_options), self.identity)
+        options = self.storage_options
+        key = (self.url, options.digest if options else "", self.identity)
         found = _CACHE.get(key)
         if found is None:
             found = from_node(self.url, open_node(self.url, self.storage_options))
@@ -420,9 +423,8 @@ class Ratings:
         at = i if walk == "user" else j
         rows = int(bounds[at + 1] - bounds[at])
         nnz = int(self.nnz[i, j])
-        indptr, a = self._part(walk, "indptr", i, j, rows + 1)
-        indices, b = self._part(walk, "index", i, j, nnz)
-        values, c = self._part(walk, "value", i, j, nnz)
+        names, lengths = ("indptr", "index", "value"), (rows + 1, nnz, nnz)
+        (indptr, indices, values), stats = self._parts(walk, names, i, j, lengths)
         others = self._stored.bounds("item" if walk == "user" else "user")
         other = j if walk == "user" else i
         whole = (len(indptr), len(indices), len(values)) == (rows + 1, nnz, nnz)
@@ -430,17 +432,21 @@ class Ratings:
             raise damaged(f"block ({i}, {j}) of {self.name}", f"it has {nnz} ratings, its rows not")
         if nnz and not 0 <= indices.min() <= indices.max() < others[other + 1] - others[other]:
             raise damaged(f"block ({i}, {j}) of {self.name}", "it names what is not in it")
-        block, stats = RatingBlock(indptr, indices, values), a + b + c
+        block = RatingBlock(indptr, indices, values)
         if self.parts:
             keep, more = self._keep(walk, i, j, block)
             block, stats = compress(block, keep), stats + more
         return block, stats
 
-    def _part(self, walk: Walk, name: str, i: int, j: int, n: int) -> tuple[np.ndarray, ReadStats]:
-        reader = self._stored.arrays[f"by_{walk}/{name}"]
-        at = i * self.grid[1] + j
-        rows, stats = reader.read(at, at + 1)
-        return rows[0, :n], stats
+    def _parts(
+        self, walk: Walk, names: Sequence[str], i: int, j: int, lengths: Sequence[int]
+    ) -> tuple[list[np.ndarray], ReadStats]:
+        """The first so many numbers of the block's row of some arrays, fetched together."""
+        readers = [self._stored.arrays[f"by_{walk}/{name}"] for name in names]
+        rows = [buffers.empty((1, *reader.shape[1:]), reader.dtype) for reader in readers]
+        at, pairs = i * self.grid[1] + j, zip(readers, rows, strict=True)
+        stats = read_many([Wanted(reader, at, at + 1, out) for reader, out in pairs])
+        return [out[0, :n] for out, n in zip(rows, lengths, strict=True)], stats
 
     def _keep(
         self, walk: Walk, i: int, j: int, stored: RatingBlock
@@ -449,7 +455,7 @@ class Ratings:
         users, items = self.pairs(walk, i, j, stored)
         times, stats = np.zeros(0), ReadStats()
         if any(part.by == "time" for part in self.parts):
-            times, stats = self._part(walk, "time", i, j, stored.nnz)
+            (times,), stats = self._parts(walk, ("time",), i, j, (stored.nnz,))
         keep = np.ones(stored.nnz, bool)
         for part in self.parts:
             if part.by == "random":
@@ -543,7 +549,7 @@ class Ratings:
     def _all_times(self, low: int, high: int) -> Iterator[np.ndarray]:
         """Times of these ratings between two, block by block."""
         for i, j in np.ndindex(self.grid):
-            times, _ = self._part("user", "time", i, j, int(self.nnz[i, j]))
+            (times,), _ = self._parts("user", ("time",), i, j, (int(self.nnz[i, j]),))
             if self.parts:
                 stored, _ = replace(self, parts=()).read("user", i, j)
                 times = times[self._keep("user", i, j, stored)[0]]
@@ -559,7 +565,7 @@ class Ratings:
             if self.parts:
                 indptr = self.read(walk, i, j)[0].indptr
             else:
-                indptr, _ = self._part(walk, "indptr", i, j, rows + 1)
+                (indptr,), _ = self._parts(walk, ("indptr",), i, j, (rows + 1,))
             total += np.diff(indptr)
         return total
 
@@ -608,6 +614,6 @@ def open_ratings(
         Where no ratings do, or a part of them is missing.
     """
     resolved = resolve_url(url)
-    options = dict(storage_options) if storage_options else None
+    options = quiet(storage_options)
     stored = from_node(resolved, open_node(resolved, options))
     return Ratings(resolved, options, stored.facts["id"])

@@ -17,15 +17,27 @@ from typing import Any, Protocol, TypeVar
 
 import zarr
 from fsspec import AbstractFileSystem
+from fsspec.core import split_protocol
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
+from daskdml.io.hadoop import is_unfinished
 from daskdml.io.journal import Leftover, LocalLeftover, RemoteLeftover, finished_chunks, helps
-from daskdml.io.store import filesystem, is_local, open_store, retrying, unfinished_folder
+from daskdml.io.store import (
+    filesystem,
+    is_local,
+    object_name,
+    open_store,
+    retrying,
+    unfinished_folder,
+)
 
 __all__ = ["Staging", "stage"]
+
+_FOLDERS = ("hdfs", "webhdfs")
+"""Protocols of file systems that keep empty folders, and files that were never finished."""
 
 LEFTOVER = ".unfinished"
 """Folder of an unfinished write under a target that cannot be renamed."""
@@ -134,7 +146,8 @@ def _put_root(
     else:
         metadata: Any = replace(array.metadata, attributes=dict(attributes))
         buffer = metadata.to_buffer_dict(prototype)["zarr.json"]
-    retrying(lambda: sync(store.set("zarr.json", buffer)), f"writing {store}/zarr.json")
+    name = object_name(store, "zarr.json")
+    retrying(lambda: sync(store.set("zarr.json", buffer)), f"writing {name}")
 
 
 class _Staging:
@@ -244,6 +257,7 @@ class _RemoteStaging(_Staging):
         at_root: bool,
     ) -> None:
         self._fs, self._path = filesystem(url, storage_options)
+        self._has_folders = split_protocol(url)[0] in _FOLDERS
         self._run = run
         self.store: Store = open_store(url, storage_options, read_only=False)
         old = self._names()
@@ -264,6 +278,8 @@ class _RemoteStaging(_Staging):
     def _begin(self, old: set[str], root: Mapping[str, Any], at_root: bool) -> None:
         """Make ready to write, anew where no attempt at this run is there."""
         left = self._left
+        if left.resumed and self._has_folders:
+            self._remove_unfinished()
         if left.resumed and self._keep and left.facts["prefix"] == root.get("prefix", ""):
             left.forget()  # it was committed, and cut off while it tidied up
         if not left.resumed:
@@ -283,6 +299,13 @@ class _RemoteStaging(_Staging):
             old = {name for name in old if root and name.startswith("data-") and name != named}
         for name in old:
             self._remove(name)
+
+    def _remove_unfinished(self) -> None:
+        """Remove what killed writers left of single files."""
+        for path in retrying(lambda: self._fs.find(self._path), f"listing {self._url}"):
+            inside = path.removeprefix(self._path).lstrip("/")
+            if is_unfinished(path) and not inside.startswith(LEFTOVER):
+                self._remove(inside)
 
     def _root(self) -> dict[str, Any]:
         """What the root's metadata say of this library's."""
@@ -329,6 +352,9 @@ class _RemoteStaging(_Staging):
             for name in self._names():
                 self._remove(name)
         self._left.remove()
+        if self._has_folders and not self._keep:
+            with contextlib.suppress(OSError):  # it is not empty
+                self._fs.rm(self._path)
         shutil.rmtree(self.scratch, ignore_errors=True)
 
 

@@ -7,7 +7,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from random import SystemRandom
 from typing import Any, TypeVar
 
 import fsspec
@@ -17,7 +19,10 @@ from zarr.abc.store import Store
 from zarr.errors import NodeNotFoundError
 from zarr.storage import FsspecStore, LocalStore
 
+from daskdml.io.options import check_no_credentials
+
 __all__ = [
+    "array_name",
     "describing",
     "filesystem",
     "object_name",
@@ -30,10 +35,18 @@ __all__ = [
 T = TypeVar("T")
 
 ATTEMPTS = 5
-FIRST_PAUSE = 0.1
-"""Seconds before the second attempt; each further pause is twice as long."""
+FIRST_PAUSE = 0.2
+"""Seconds before the second attempt; each further pause is twice as long, and half of it random."""
+LONG_ENOUGH = 60.0
+"""Seconds after which what has failed twice is given up."""
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "hdfs": "hdfs", "webhdfs": "hdfs"}
+CHANCE = SystemRandom()  # of its own: seeded streams of numbers go on as without it
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "hdfs": "hdfs", "webhdfs": "hdfs", "gs": "gcs", "gcs": "gcs",
+           "abfs": "abfs", "abfss": "abfs", "az": "abfs", "adl": "abfs"}  # fmt: skip
+_OWN = {"s3": "s3.S3", "s3a": "s3.S3", "hdfs": "hdfs.Hdfs", "webhdfs": "webhdfs.WebHdfs"}
+"""Protocols with a file system of ours: fsspec's, with time limits."""
+
 _PERMANENT = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _TRANSIENT_NAMES = re.compile(
     r"ConnectionError|ConnectTimeout|ReadTimeout|ConnectionClosed|ClientOSError|ClientPayloadError"
@@ -59,6 +72,11 @@ def resolve_url(url: str | os.PathLike[str]) -> str:
     str
         An absolute path for local data, else the URL without a trailing slash.
 
+    Raises
+    ------
+    ValueError
+        Where it holds a password or a token; these belong in storage_options.
+
     Examples
     --------
     >>> resolve_url("file:///data/train.zarr")
@@ -71,6 +89,7 @@ def resolve_url(url: str | os.PathLike[str]) -> str:
         raise TypeError(f"a data set is named by a str or a path, not by {type(url).__name__}")
     if not text:
         raise ValueError("the URL of the data set is empty; give a path or an fsspec URL")
+    check_no_credentials(text)
     protocol, rest = split_protocol(text)
     if protocol in (None, "file", "local"):
         return os.path.abspath(os.path.expanduser(rest))
@@ -118,7 +137,8 @@ def filesystem(
     url : str
         A resolved URL (see `resolve_url`).
     storage_options : mapping or None
-        What the file system's constructor takes (keys, endpoints ...).
+        What the file system's constructor takes (keys, endpoints ...). For ``s3://``, ``hdfs://``
+        and ``webhdfs://`` also ``timeout``: seconds of silence after which a request ends.
     asynchronous : bool
         Ask for an instance that is driven by Zarr's own event loop.
 
@@ -132,6 +152,8 @@ def filesystem(
     protocol = split_protocol(url)[0] or "file"
     options = dict(storage_options or {})
     try:
+        if protocol in _OWN:
+            return _own(url, _OWN[protocol], options, asynchronous)
         # Synchronous file systems (some take only strings as options) are never asked.
         if asynchronous and fsspec.get_filesystem_class(protocol).async_impl:
             options["asynchronous"] = True
@@ -146,6 +168,17 @@ def filesystem(
             "fsspec URL"
         ) from error
     return fs, path
+
+
+def _own(
+    url: str, name: str, options: dict[str, Any], asynchronous: bool
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    module, _, kind = name.partition(".")
+    cls = getattr(import_module(f"daskdml.io.{module}"), kind)
+    if asynchronous and cls.async_impl:
+        options["asynchronous"] = True
+    fs = cls(**{**cls._get_kwargs_from_urls(url), **options})
+    return fs, fs._strip_protocol(url)
 
 
 def open_store(
@@ -196,6 +229,11 @@ def object_name(store: Store, key: str) -> str:
         fs = getattr(store.fs, "sync_fs", store.fs)
         return str(fs.unstrip_protocol(f"{store.path.rstrip('/')}/{key}"))
     return f"{store}/{key}"
+
+
+def array_name(array: zarr.Array[Any]) -> str:
+    """Name an array for people: its path or URL."""
+    return object_name(array.store_path.store, array.store_path.path).rstrip("/")
 
 
 def open_node(
@@ -265,7 +303,10 @@ def is_transient(error: BaseException) -> bool:
 
 
 def retrying(action: Callable[[], T], what: str) -> T:
-    """Do it; on a transient error do it again, after pauses that double.
+    """Do it; on a transient error do it again, after pauses that double, more or less.
+
+    The pauses are random by half, so that the workers that a store has thrown back together do not
+    come back together. There are `ATTEMPTS` of them, fewer where they take a minute.
 
     Parameters
     ----------
@@ -291,7 +332,7 @@ def retrying(action: Callable[[], T], what: str) -> T:
     >>> retrying(lambda: 42, "counting")
     42
     """
-    pause = FIRST_PAUSE
+    began, pause = time.monotonic(), FIRST_PAUSE
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return action()
@@ -302,10 +343,11 @@ def retrying(action: Callable[[], T], what: str) -> T:
                 ) from error
             if not is_transient(error):
                 raise
-            if attempt == ATTEMPTS:
+            late = attempt > 1 and time.monotonic() - began > LONG_ENOUGH
+            if attempt == ATTEMPTS or late:
                 raise ConnectionError(
-                    f"{what} failed {ATTEMPTS} times, last with {type(error).__name__}: {error}"
+                    f"{what} failed {attempt} times, last with {type(error).__name__}: {error}"
                 ) from error
-        time.sleep(pause)
+        time.sleep(pause * CHANCE.uniform(0.5, 1.5))
         pause *= 2
     raise AssertionError("unreachable")

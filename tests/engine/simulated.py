@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ from zarr.core.sync import sync
 from daskdml import Engine
 from daskdml.engine import checkpoint, factor_tasks, tasks
 from daskdml.events import BlockEnd, PassEnd, PassStart
+from daskdml.io import chunks, store
 from tests.engine.simulated_cluster import ClientKilled, SimulatedCluster
 from tests.engine.simulated_fits import (
     FITS,
@@ -72,6 +74,16 @@ def _sync(coroutine: Any, *_: Any, **__: Any) -> Any:
     return _LOOP.run_until_complete(coroutine)
 
 
+def _in_order(fetches: Any, width: int) -> Iterator[Any]:
+    """Stands for fetching side by side: one after the other, without a thread."""
+    for make in fetches:
+        try:
+            got = _sync(make())
+        except Exception as error:
+            got = error
+        yield got
+
+
 @contextmanager
 def simulation(cluster: SimulatedCluster, outage: float = 0.0) -> Iterator[None]:
     """Let a cluster's clock, store and processes stand for the real ones."""
@@ -84,6 +96,9 @@ def simulation(cluster: SimulatedCluster, outage: float = 0.0) -> Iterator[None]
     changed: list[tuple[Any, str, Any]] = [
         (SimulatedStore, "answer", staticmethod(Troubles(cluster, outage))),
         (checkpoint, "ThreadPoolExecutor", AtOnce),
+        (chunks, "in_order", _in_order),
+        (store, "CHANCE", cluster.random),
+        (store, "LONG_ENOUGH", math.inf),  # this clock's seconds pass for other reasons, too
     ]
     for module in (tasks, factor_tasks):
         changed += [(module, "PINNED", pinned), (module, "tell", cluster.hear)]

@@ -1,0 +1,151 @@
+"""Hosts that do not answer, or stop in the middle, end in an error that names them, in time."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from daskdml import Engine, Ridge
+from daskdml.io import open_dataset, write_dataset
+from daskdml.io import store as store_module
+from daskdml.io.store import retrying
+
+TIMEOUT = 0.3
+ATTEMPTS = 2
+HANGING = TIMEOUT * ATTEMPTS + 4  # what docs/stores.md promises, and a slow machine
+
+
+@pytest.fixture
+def black_hole():
+    """A port that takes connections and never says anything."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(64)
+        yield listening.getsockname()[1]
+
+
+@pytest.fixture
+def closed_port():
+    """A port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    """Try again at once, and only once."""
+    monkeypatch.setattr(store_module, "ATTEMPTS", ATTEMPTS)
+    monkeypatch.setattr(store_module, "FIRST_PAUSE", 0.001)
+
+
+def place(protocol, port):
+    """A URL on that port, and options with a short time limit."""
+    if protocol == "s3":
+        endpoint = f"http://127.0.0.1:{port}"
+        options = {"key": "x", "secret": "y", "endpoint_url": endpoint, "timeout": TIMEOUT}
+        return "s3://bucket/x.zarr", options
+    return f"{protocol}://127.0.0.1:{port}/x.zarr", {"timeout": TIMEOUT}
+
+
+@pytest.mark.parametrize("how", ["refused", "silent"])
+@pytest.mark.parametrize("protocol", ["s3", "hdfs", "webhdfs"])
+def test_a_host_that_does_not_answer_is_named(protocol, how, black_hole, closed_port):
+    """Opening, writing and a checkpoint end within the time limit, and name the host."""
+    pytest.importorskip({"s3": "s3fs", "hdfs": "hdfs_native", "webhdfs": "requests"}[protocol])
+    port = closed_port if how == "refused" else black_hole
+    url, options = place(protocol, port)
+    began = time.monotonic()
+    with pytest.raises(ConnectionError, match=rf"{url} failed 2 times.*127\.0\.0\.1:{port}"):
+        open_dataset(url, options)
+    assert time.monotonic() - began < HANGING
+    began = time.monotonic()
+    with pytest.raises(ConnectionError, match=rf"failed 2 times.*127\.0\.0\.1:{port}"):
+        write_dataset(url, np.eye(3), storage_options=options)
+    assert time.monotonic() - began < HANGING
+    began = time.monotonic()
+    with (
+        pytest.raises(ConnectionError, match=rf"{url}.* failed 2 times.*127\.0\.0\.1:{port}"),
+        Engine(checkpoint=url, storage_options=options),
+    ):
+        Ridge().fit(np.eye(3), np.arange(3.0))
+    assert time.monotonic() - began < HANGING
+
+
+def _stop_in_the_middle(listening, served):
+    """Answer the metadata of a data set; of chunks send the head and a few bytes."""
+    while True:
+        try:
+            link, _ = listening.accept()
+        except OSError:
+            return
+        threading.Thread(target=_serve, args=(link, served), daemon=True).start()
+
+
+def _serve(link, served):
+    with contextlib.suppress(OSError), link:
+        while request := link.recv(65536):
+            path = request.split()[1].decode().partition("?")[0].removeprefix("/bucket/")
+            body = served.get(path)
+            if body is None:
+                link.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                continue
+            link.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+            if request.startswith(b"HEAD"):
+                continue
+            if "/c/" in path:
+                link.sendall(body[:20])
+                time.sleep(60)
+            link.sendall(body)
+
+
+def test_an_answer_that_stops_in_the_middle(tmp_path):
+    """A chunk of which a part arrives, and then nothing, is named in time."""
+    pytest.importorskip("s3fs")
+    write_dataset(tmp_path / "x.zarr", np.arange(40.0).reshape(20, 2), chunks=20)
+    files = [f for f in tmp_path.rglob("*") if f.is_file()]
+    served = {str(f.relative_to(tmp_path)): f.read_bytes() for f in files}
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(64)
+        threading.Thread(target=_stop_in_the_middle, args=(listening, served), daemon=True).start()
+        ds = open_dataset(*place("s3", listening.getsockname()[1]))
+        began = time.monotonic()
+        with pytest.raises(ConnectionError, match=r"s3://bucket/x\.zarr/X/c/0/0 failed 2 times"):
+            ds.read(0, 20)
+        assert time.monotonic() - began < HANGING
+
+
+def test_pauses_double_and_are_random_by_half(monkeypatch):
+    """Pauses lie between half and one and a half of a doubled one, and are not all the same."""
+    pauses = []
+    monkeypatch.setattr(store_module, "ATTEMPTS", 5)
+    monkeypatch.setattr(store_module, "FIRST_PAUSE", 1.0)
+    monkeypatch.setattr(store_module.time, "sleep", pauses.append)
+    for _ in range(50):
+        with pytest.raises(ConnectionError):
+            retrying(lambda: (_ for _ in ()).throw(ConnectionResetError("x")), "reading x")
+    shares = np.array(pauses).reshape(50, 4) / [1, 2, 4, 8]
+    assert shares.min() >= 0.5 and shares.max() <= 1.5 and len(np.unique(shares)) == 200
+
+
+def test_what_takes_minutes_is_given_up_sooner(monkeypatch):
+    """After a minute there is no third attempt, but always a second one."""
+    now = [0.0]
+    monkeypatch.setattr(store_module, "ATTEMPTS", 5)
+    monkeypatch.setattr(store_module.time, "monotonic", lambda: now[0])
+    calls = []
+
+    def hang():
+        calls.append(1)
+        now[0] += 100
+        raise TimeoutError("no answer")
+
+    with pytest.raises(ConnectionError, match="failed 2 times"):
+        retrying(hang, "reading x")
+    assert len(calls) == 2

@@ -1,0 +1,194 @@
+"""Credentials are nowhere to be seen: not in logs, errors, names, checkpoints, pages or reprs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import pickle
+import traceback
+import urllib.request
+
+import fsspec
+import numpy as np
+import pytest
+
+from daskdml import Engine, KMeans, LogisticRegression, MatrixFactorization, Ridge
+from daskdml.engine.checkpoint import CheckpointError
+from daskdml.events import PassStart
+from daskdml.io import convert_ratings, open_dataset, train_test_split, write_dataset
+from daskdml.io.store import filesystem, resolve_url
+from tests.conftest import workers
+
+SECRET = "f00dcafe" * 4
+"""Part of everything that must not be seen."""
+
+
+@pytest.fixture
+def seen():
+    """What a person could see, collected; logs of all levels among it."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    # At DEBUG, botocore logs the headers of its requests.
+    noisy = [logging.getLogger(name) for name in ("botocore", "aiobotocore", "asyncio")]
+    for logger in noisy:
+        logger.setLevel(logging.INFO)
+    found: list[str] = []
+    yield found
+    root.removeHandler(handler)
+    root.setLevel(level)
+    for logger in noisy:
+        logger.setLevel(logging.NOTSET)
+    text = stream.getvalue() + "\n".join(found)
+    assert len(found) > 3 and SECRET not in text, _around(text)
+
+
+def _around(text):
+    at = text.find(SECRET)
+    return text[max(at - 500, 0) : at + 100]
+
+
+@contextlib.contextmanager
+def told(seen, *kinds):
+    """Expect an error, and collect all that its traceback shows."""
+    with pytest.raises(kinds) as caught:
+        yield
+    seen += traceback.format_exception(caught.value)
+    seen.append(repr(caught.value))
+
+
+def specs(dask_scheduler):
+    """What the scheduler knows of its tasks, and all events."""
+    tasks = [f"{ts.key} {ts.run_spec!r} {ts.annotations}" for ts in dask_scheduler.tasks.values()]
+    return [*tasks, repr(dict(dask_scheduler.get_events() or {}))]
+
+
+@pytest.mark.s3
+@pytest.mark.cluster
+def test_s3_on_a_cluster(s3_server, seen):
+    """Fits, errors, checkpoints and predictions on S3, with workers and their pages."""
+    options = {
+        "key": f"AK{SECRET}",
+        "secret": f"S{SECRET}",
+        "token": f"T{SECRET}",
+        "endpoint_url": s3_server.endpoint,
+    }
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((3000, 5)).astype("f4")
+    y = (X[:, 0] + rng.standard_normal(3000) > 0).astype(int)
+
+    def heard(event):
+        seen.append(repr(event))
+        if isinstance(event, PassStart):
+            seen.extend(client.run_on_scheduler(specs))
+
+    with workers(2, dashboard_address="127.0.0.1:0") as client:
+        ds = write_dataset(s3_server.url("secret.zarr"), X, y, chunks=1000, storage_options=options)
+        place = {"checkpoint": s3_server.url("secret.fit"), "every": 0, "storage_options": options}
+        with Engine(client, callbacks=[heard], **place) as engine:
+            model = LogisticRegression(solver="newton", random_state=0).fit(ds)
+            seen += [repr(engine.checkpoint), repr(vars(engine))]
+            with told(seen, CheckpointError):
+                LogisticRegression(C=2.0, solver="newton", random_state=0).fit(ds)
+        with Engine(client, callbacks=[heard]):
+            out = model.predict(
+                ds.url, out=s3_server.url("secret.predictions"), storage_options=options
+            )
+            fs, path = filesystem(ds.url, options)
+            fs.rm_file(f"{path}/X/c/1/0")
+            with told(seen, OSError):
+                KMeans(2, random_state=0).fit(ds)
+            lazy = model.predict(open_dataset(ds.url, options))
+            seen += [repr(lazy), repr(lazy.dask), *map(repr, lazy.dask.items())]
+        for things in (ds, train_test_split(ds)[0], model, out, ds.to_dask()):
+            seen += [repr(things), repr(pickle.loads(pickle.dumps(things)))]
+        seen += [repr(vars(thing)) for thing in (ds, model)]
+        seen += [ds._repr_html_(), repr(ds.storage_options), ds.token]
+        seen += [repr(client.get_worker_logs()), repr(client.get_scheduler_logs())]
+        page = client.dashboard_link.rpartition("/")[0]
+        for name in ("info/main/workers.html", "json/counts.json", "individual-task-stream"):
+            with urllib.request.urlopen(f"{page}/{name}", timeout=20) as answer:
+                seen.append(answer.read().decode())
+    plain = fsspec.filesystem("s3", **s3_server.storage_options)
+    for name in plain.find(s3_server.url("secret.fit")):
+        seen.append(plain.cat_file(name).decode("latin-1"))
+
+
+def test_ratings_and_factors(seen):
+    """Ratings, stores of factors, and the model that holds them."""
+    options = {"skip_instance_cache": True, "secret": SECRET}
+    users, items = np.divmod(np.random.default_rng(0).choice(200, 90, replace=False), 10)
+    data = (users, items, users / 20.0)
+    ratings = convert_ratings(data, "memory://secret.ratings", storage_options=options)
+    model = MatrixFactorization(2, max_iter=1, random_state=0).fit(
+        ratings, factors_url="memory://secret.factors", storage_options=options
+    )
+    lazy = model.user_factors_
+    for thing in (ratings, ratings.split()[0], model, lazy):
+        seen += [repr(thing), repr(vars(thing)), repr(pickle.loads(pickle.dumps(thing)))]
+    seen += [repr(vars(ratings)["storage_options"]), repr(lazy.dask.items())]
+
+
+def test_hosts_that_fail(seen, monkeypatch):
+    """Hosts that refuse the connection, and a token in the query of WebHDFS."""
+    pytest.importorskip("requests")
+    monkeypatch.setattr("daskdml.io.store.FIRST_PAUSE", 0.001)
+    url = "webhdfs://127.0.0.1:1/x.zarr"
+    for options in ({"token": SECRET}, {"user": "eve", "password": SECRET}):
+        with told(seen, ConnectionError):
+            open_dataset(url, options)
+        with told(seen, ConnectionError):
+            write_dataset(url, np.eye(3), storage_options=options)
+        with told(seen, ConnectionError), Engine(checkpoint=url, storage_options=options):
+            Ridge().fit(np.eye(3), np.arange(3.0))
+
+
+@pytest.mark.hdfs
+def test_tokens_of_webhdfs(hdfs_server, seen):
+    """A token that the server does not know."""
+    with told(seen, OSError):
+        open_dataset(hdfs_server.web_url("x.zarr"), {"token": SECRET})
+    url = write_dataset(hdfs_server.web_url("secret.zarr"), np.eye(3)).url
+    ds = open_dataset(url, {"user": "root"})
+    seen += [repr(ds), repr(vars(ds)), repr(ds.read(0, 3))]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"ftp://eve:{SECRET}@host/x.zarr",
+        f"s3://AKIA:{SECRET}/+/x@bucket/x.zarr",
+        f"webhdfs://eve:{SECRET}@host:9870/x",
+        f"https://host/x.csv?X-Amz-Signature={SECRET}",
+        f"abfs://container/x.zarr?sv=1&sig={SECRET}",
+    ],
+)
+def test_urls_with_credentials_are_refused(url, seen, tmp_path):
+    """A password or token in a URL is refused wherever a URL is taken, and not repeated."""
+    eye = np.eye(3)
+    model = KMeans(2, random_state=0).fit(eye)
+    actions = [
+        lambda: open_dataset(url),
+        lambda: write_dataset(url, eye),
+        lambda: Engine(checkpoint=url),
+        lambda: KMeans(2).fit(url),
+        lambda: model.predict(eye, out=url),
+        lambda: convert_ratings(url, tmp_path / "r.zarr"),
+        lambda: convert_ratings(([1], [2], [3.0]), url),
+    ]
+    for action in actions:
+        with told(seen, ValueError):
+            action()
+    assert all("storage_options" in text for text in seen if text.startswith("ValueError"))
+
+
+@pytest.mark.parametrize(
+    "url", ["hdfs://host:8020/a", "hdfs://eve@host:8020/a@b", "s3://bucket/a:b@c", "s3://b/k?d=1"]
+)
+def test_urls_without_credentials_pass(url):
+    """Ports, names of users and odd names of objects are no passwords."""
+    assert resolve_url(url) == url
