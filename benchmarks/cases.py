@@ -154,9 +154,9 @@ def daskdml_checkpointed(path: Path, work: str, where: str, every: str) -> Resul
 def _place(where: str) -> Iterator[tuple[str | None, Any]]:
     """A folder for checkpoints: nowhere, on this disk, or on an S3 server of a process."""
     if where == "s3":
-        from tests.conftest import serving_s3
+        from tests.servers.s3 import s3
 
-        with serving_s3() as server:
+        with s3() as server:
             yield server.url("fit"), server.storage_options
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -134,6 +135,30 @@ class Proxy:
         self._flows.set()
         self.cut()
         self._server.close()
+
+
+class Unreliable(Proxy):
+    """Now and then resets a connection, or holds up what goes through it."""
+
+    def __init__(self, to, seed=0, share=0.03, seconds=0.3):
+        self._random, self._share, self._seconds = random.Random(seed), share, seconds
+        self.resets = self.pauses = 0
+        super().__init__(to)
+
+    def _forward(self, a, b):
+        with suppress(OSError):
+            while data := a.recv(65536):
+                drawn = self._random.random()
+                if drawn < self._share:
+                    self.resets += 1
+                    break
+                if drawn < 2 * self._share:
+                    self.pauses += 1
+                    time.sleep(self._seconds)
+                b.sendall(data)
+        for end in (a, b):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 def freeze(pid):

@@ -22,13 +22,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.engine.processes import Processes, Proxy, freeze
+from s3fs import S3FileSystem
+
+from tests.engine.processes import Processes, Proxy, Unreliable, freeze
 from tests.faults.work import WORK, prepare
+from tests.servers.s3 import s3
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/reliability.md"
 BEGIN, END = "<!-- fault matrix: begin -->\n", "<!-- fault matrix: end -->\n"
 LIMITS = {"DASK_DASKDML__WORKER_SILENCE": "5s", "DASK_DASKDML__SCHEDULER_SILENCE": "10s"}
+ON_RATINGS = ("als", "dsgd")
 ENDS_CLIENT = 3  # calls of the client that a cell may take
 
 
@@ -91,8 +95,12 @@ class Site:
     times: int = 1
     stack: ExitStack = field(default_factory=ExitStack)
     proxied: bool = False
+    remote: bool = False
 
     def __post_init__(self) -> None:
+        self.unreliable: Unreliable | None = None
+        if self.remote:
+            self._move_rows()
         self.cluster = self.stack.enter_context(Processes(0))
         self.proxy: Proxy | None = None
         first = None
@@ -101,6 +109,16 @@ class Site:
             self.stack.callback(self.proxy.close)
             first = self.proxy.address
         self.cluster.workers = [self.cluster.worker(first), self.cluster.worker()]
+
+    def _move_rows(self) -> None:
+        server = self.stack.enter_context(s3())
+        fs = S3FileSystem(**server.storage_options)
+        fs.put(self.rows, server.url("rows.zarr").removeprefix("s3://"), recursive=True)
+        self.unreliable = Unreliable(server.endpoint.removeprefix("http:"))
+        self.stack.callback(self.unreliable.close)
+        endpoint = self.unreliable.address.replace("tcp", "http")
+        self.rows = server.url("rows.zarr")
+        self.options = json.dumps(server.storage_options | {"endpoint_url": endpoint})
 
     def call(self, work: str) -> Client:
         """Call the work."""
@@ -129,6 +147,11 @@ class Fault:
     strike: Callable[[Site, Client], None]
     local: bool = False
     prepare: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def remote(self) -> bool:
+        """Whether it concerns the store of the rows alone."""
+        return bool(self.prepare.get("remote"))
 
 
 def kill_a_worker(site: Site, client: Client) -> None:
@@ -179,6 +202,12 @@ def fill_the_disk(site: Site, client: Client) -> None:
     site.limit = 0
 
 
+def be_patient(site: Site, client: Client) -> None:
+    """The rows lie on S3, behind a proxy that resets connections and holds up others."""
+    client.wait(300)
+    assert site.unreliable is not None and site.unreliable.resets > 0
+
+
 FAULTS = (
     Fault("worker killed", kill_a_worker),
     Fault("worker frozen (found after 5 s)", freeze_a_worker),
@@ -187,6 +216,7 @@ FAULTS = (
     Fault("client killed, called again", kill_the_client, local=True),
     Fault("network cut", cut_the_network, prepare={"proxied": True}),
     Fault("network silent (found after 5 s)", silence_the_network, prepare={"proxied": True}),
+    Fault("S3 resets and stalls", be_patient, prepare={"remote": True}),
     Fault("disk full, called again", fill_the_disk, local=True, prepare={"limit": 3000}),
 )
 
@@ -262,7 +292,7 @@ def matrix(faults: tuple[Fault, ...], work: tuple[str, ...], seed: int) -> list[
         for fault in faults:
             cells = []
             for w in work:
-                if w == "convert" and not fault.local:
+                if (w == "convert" and not fault.local) or (fault.remote and w in ON_RATINGS):
                     cells.append("-")
                     continue
                 folder = Path(scratch) / f"cell-{len(rows)}-{w}"
