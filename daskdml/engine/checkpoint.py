@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dask.utils import parse_timedelta
@@ -47,7 +47,7 @@ class CheckpointPlace:
     url: str
     every: float
     keep: int
-    options: StorageOptions | None = None
+    options: StorageOptions | None = field(default=None, repr=False)
 
 
 class Checkpoints:
@@ -258,7 +258,7 @@ def checkpoint_place(
     Examples
     --------
     >>> checkpoint_place("/data/fit", "2 minutes", 2, None)
-    CheckpointPlace(url='/data/fit', every=120.0, keep=2, options=None)
+    CheckpointPlace(url='/data/fit', every=120.0, keep=2)
     """
     try:
         seconds = float(parse_timedelta(every))

@@ -53,7 +53,7 @@ class S3(S3FileSystem):
         """Make one request; also where the server never says that it will take an upload."""
         await self.set_session()
         body = {k: v for part in (*given, kwargs) for k, v in dict(part).items()}.get("Body", b"")
-        seconds = self.timeout + len(body) / SLOWEST
+        seconds = self.timeout + (len(body) if hasattr(body, "__len__") else 0) / SLOWEST
         try:
             return await asyncio.wait_for(super()._call_s3(method, *given, **kwargs), seconds)
         except TimeoutError:
