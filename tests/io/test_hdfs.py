@@ -109,7 +109,7 @@ def test_a_killed_write_goes_on(place):
         time.sleep(0.02)
     child.kill()
     child.wait(10)
-    with pytest.raises(ValueError, match="is unfinished: .* goes on from there"):
+    with pytest.raises(ValueError, match=r"is unfinished: .* goes on from there"):
         open_dataset(url)
     fs.pipe_file(f"{path}/X/c/10/.0.new-00c0ffee", b"x")
     before = chunks()
