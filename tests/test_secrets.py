@@ -17,6 +17,7 @@ from daskdml import Engine, KMeans, LogisticRegression, MatrixFactorization, Rid
 from daskdml.engine.checkpoint import CheckpointError
 from daskdml.events import PassStart
 from daskdml.io import convert_ratings, open_dataset, train_test_split, write_dataset
+from daskdml.io.staging import stage
 from daskdml.io.store import filesystem, resolve_url
 from tests.conftest import workers
 
@@ -113,9 +114,20 @@ def test_s3_on_a_cluster(s3_server, seen):
         for name in ("info/main/workers.html", "json/counts.json", "individual-task-stream"):
             with urllib.request.urlopen(f"{page}/{name}", timeout=20) as answer:
                 seen.append(answer.read().decode())
+    broken = s3_server.url("secret.broken")
+    staging = stage(broken, options, run="a write")
+    seen += [repr(vars(staging)), repr(staging.token)]
+    with told(seen, RuntimeError):
+        write_dataset(broken, X, storage_options=options)
+    staging.leave(KeyboardInterrupt())
+    with told(seen, ValueError):
+        open_dataset(broken, options)
     plain = fsspec.filesystem("s3", **s3_server.storage_options)
-    for name in plain.find(s3_server.url("secret.fit")):
-        seen.append(plain.cat_file(name).decode("latin-1"))
+    found = [
+        name for what in ("fit", "broken") for name in plain.find(s3_server.url(f"secret.{what}"))
+    ]
+    assert any(name.endswith("run.json") for name in found)
+    seen += [plain.cat_file(name).decode("latin-1") for name in found]
 
 
 def test_ratings_and_factors(seen):
@@ -124,9 +136,19 @@ def test_ratings_and_factors(seen):
     users, items = np.divmod(np.random.default_rng(0).choice(200, 90, replace=False), 10)
     data = (users, items, users / 20.0)
     ratings = convert_ratings(data, "memory://secret.ratings", storage_options=options)
-    model = MatrixFactorization(2, max_iter=1, random_state=0).fit(
-        ratings, factors_url="memory://secret.factors", storage_options=options
-    )
+    place = {"checkpoint": "memory://secret.fit", "every": 0, "storage_options": options}
+    with Engine(**place) as engine:
+        model = MatrixFactorization(2, max_iter=1, random_state=0).fit(
+            ratings, factors_url="memory://secret.factors", storage_options=options
+        )
+        seen.append(repr(vars(engine)))
+    with told(seen, FileExistsError):
+        MatrixFactorization(2, max_iter=1, random_state=1).fit(
+            ratings, factors_url="memory://secret.factors", storage_options=options
+        )
+    memory = fsspec.filesystem("memory", **options)
+    for name in memory.find("secret.fit") + memory.find("secret.factors"):
+        seen.append(memory.cat_file(name).decode("latin-1"))
     lazy = model.user_factors_
     for thing in (ratings, ratings.split()[0], model, lazy):
         seen += [repr(thing), repr(vars(thing)), repr(pickle.loads(pickle.dumps(thing)))]

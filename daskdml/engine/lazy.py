@@ -94,7 +94,7 @@ class WriteRows:
         rows = self.fn(block.X)
         stop = block.start + block.n_rows
         what = f"writing rows {block.start}:{stop} of {array_name(self.array)}"
-        array = apart(self.array)  # a store keeps what it has opened, and tasks change nothing
+        array = apart(self.array)  # stores and codecs keep what they made; tasks change nothing
         retrying(lambda: array.__setitem__(slice(block.start, stop), rows), what)
         return 1
 
@@ -144,7 +144,7 @@ def stream_rows(
     whole = _whole(url, options, run)
     if whole is not None:
         _write(engine, source, fn, whole, finished_chunks(whole))
-        return zarr.open_array(open_store(url, options), mode="r")
+        return _opened(url, options)
     staging = _staged(url, options, run)
     try:
         array = array_at_root(staging, shape, sample.dtype, rows)
@@ -154,7 +154,12 @@ def stream_rows(
     except BaseException as error:
         staging.leave(error)
         raise
-    return zarr.open_array(open_store(url, options), mode="r")
+    return _opened(url, options)
+
+
+def _opened(url: str, options: Any) -> zarr.Array[Any]:
+    store = open_store(url, options)
+    return retrying(lambda: zarr.open_array(store, mode="r"), f"opening {url}")
 
 
 def _write(

@@ -223,7 +223,8 @@ def stream_recommendations(
     except BaseException as error:
         staging.leave(error)
         raise
-    return zarr.open_group(open_store(url, options), mode="r")
+    store = open_store(url, options)
+    return retrying(lambda: zarr.open_group(store, mode="r"), f"opening {url}")
 
 
 def _all(facts: Iterable[Any]) -> list[Any] | None:

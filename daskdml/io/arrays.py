@@ -108,10 +108,11 @@ def _left_array(store: Store, path: str) -> zarr.Array[Any] | None:
 
 
 def apart(array: zarr.Array[Any]) -> zarr.Array[Any]:
-    """The same array, to be written through a store object of its own."""
+    """The same array, to be written through a store and codecs of its own."""
     inner, where = array.async_array, array.store_path
+    metadata: Any = type(inner.metadata).from_dict(inner.metadata.to_dict())
     path = StorePath(where.store.with_read_only(False), where.path)
-    return zarr.Array(type(inner)(inner.metadata, path, inner.config))
+    return zarr.Array(type(inner)(metadata, path, inner.config))
 
 
 def array_at_root(

@@ -258,8 +258,8 @@ class _Target:
 
 def write_dask(
     staging: Staging, X: Any, y: Any, sample_weight: Any, chunks: int | None, labels: Labels
-) -> tuple[int, ...]:
-    """Write Dask arrays chunk by chunk, on Dask's workers; give the shape of X.
+) -> dict[str, tuple[int, ...]]:
+    """Write Dask arrays chunk by chunk, on Dask's workers; give the shape of each part.
 
     Only chunks that an earlier attempt did not leave are computed.
 
@@ -295,7 +295,7 @@ def write_dask(
             targets.append(_Target(array, missing))
     if sources:
         da.store(sources, targets, lock=False)
-    return tuple(int(n) for n in X.shape)
+    return {name: tuple(int(n) for n in part.shape) for name, part in parts.items()}
 
 
 def _coded(y: Any, labels: Labels) -> Any:

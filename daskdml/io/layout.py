@@ -102,6 +102,7 @@ def _from_group(url: str, node: zarr.Group | zarr.Array[Any]) -> Opened:
     X = readers["X"]
     if X is None:
         raise ValueError(f"{url} is a Zarr group without an array X; a data set has one")
+    _check_parts(url, own, readers)
     _check_shapes(url, readers)
     names = _strings(url, attrs.get("class_names"))
     coded = False if own is None else own.get("y_is_code")
@@ -130,6 +131,19 @@ def _strings(url: str, names: Any) -> tuple[str, ...] | None:
 def _reader(url: str, group: zarr.Group, name: str, strict: bool) -> ChunkReader | None:
     node = retrying(lambda: group.get(name), f"opening {name} of {url}")
     return ChunkReader(node, strict=strict) if isinstance(node, zarr.Array) else None
+
+
+def _check_parts(url: str, own: Any, readers: Mapping[str, ChunkReader | None]) -> None:
+    """Hold what is there against what was noted when it was written, if it was."""
+    noted = (own or {}).get("parts", [])
+    if not isinstance(noted, list) or any(part not in PARTS for part in noted):
+        raise ValueError(f"{url} does not say what its arrays are; write the data set again")
+    missing = [part for part in noted if readers[part] is None]
+    if missing:
+        raise ValueError(
+            f"{url} is damaged: its array {missing[0]} is missing; restore it or write the data "
+            "set again"
+        )
 
 
 def _check_shapes(url: str, readers: Mapping[str, ChunkReader | None]) -> None:

@@ -363,5 +363,7 @@ def _scratch_of(url: str) -> Path:
     from dask import config
 
     base = config.get("temporary-directory", None) or tempfile.gettempdir()
-    name = sha256(url.encode()).hexdigest()[:16]
+    # A URL in memory means another place in each process.
+    told = f"{url} {os.getpid()}" if split_protocol(url)[0] == "memory" else url
+    name = sha256(told.encode()).hexdigest()[:16]
     return Path(base) / f"daskdml-{os.getuid()}" / name

@@ -26,6 +26,7 @@ LABELS = 1 << 20
 """Targets whose strings are looked at together."""
 
 _Parts = dict[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
 
 
 def write_dataset(
@@ -113,21 +114,22 @@ def write_dataset(
     staging = stage(target, storage_options, overwrite=overwrite, run=run)
     try:
         if blocks is not None:
-            shape = _write_blocks(staging, blocks, chunks, labels)
+            shapes = _write_blocks(staging, blocks, chunks, labels)
         elif checks.is_dask(X):
             from daskdml.io.dask_rows import write_dask
 
-            shape = write_dask(staging, X, y, sample_weight, chunks, labels)
+            shapes = write_dask(staging, X, y, sample_weight, chunks, labels)
         else:
-            shape = _write_slices(staging, parts, chunks, labels)
+            shapes = _write_slices(staging, parts, chunks, labels)
         own = {
             "format": FORMAT,
             "complete": True,
             "id": secrets.token_hex(8),
             "prefix": staging.prefix,
+            "parts": [part for part in PARTS if part in shapes],
             "y_is_code": labels.used,
         }
-        attributes |= _names("feature_names", names, shape[1])
+        attributes |= _names("feature_names", names, shapes["X"][1])
         attributes |= _names("class_names", labels.names or None, None)
         staging.commit({"daskdml": own, **attributes})
     except BaseException as error:
@@ -146,8 +148,8 @@ def _names(what: str, names: Sequence[str] | None, n: int | None) -> dict[str, l
 
 def _write_blocks(
     staging: Staging, blocks: Iterable[_Parts], chunks: int | None, labels: Labels
-) -> tuple[int, ...]:
-    """Write blocks one after the other; give the shape of X."""
+) -> Shapes:
+    """Write blocks one after the other; give the shape of each part."""
     writers: dict[str, RowWriter] = {}
     for number, parts in enumerate(blocks):
         if not writers:
@@ -166,16 +168,15 @@ def _write_blocks(
     if not writers:
         raise ValueError("there are 0 sample(s) to write; a data set has a minimum of 1 row")
     recode = labels.sort()
-    shapes = {
+    return {
         part: writer.finish(recode if part == "y" else None) for part, writer in writers.items()
     }
-    return shapes["X"]
 
 
 def _write_slices(
     staging: Staging, parts: dict[str, Any], chunks: int | None, labels: Labels
-) -> tuple[int, ...]:
-    """Write what has a length, from the first row on that is not there yet; give X's shape."""
+) -> Shapes:
+    """Write what has a length, from the first row on that is not there yet; give the shapes."""
     X = parts["X"]
     n_rows = int(X.shape[0])
     if "y" in parts:
@@ -196,7 +197,7 @@ def _write_slices(
     for block in _slices(parts, begin):
         for part, rows_of in _coded(block, labels).items():
             writers[part].append(rows_of)
-    return {part: writer.finish() for part, writer in writers.items()}["X"]
+    return {part: writer.finish() for part, writer in writers.items()}
 
 
 def _first_missing(finished: set[int]) -> int:

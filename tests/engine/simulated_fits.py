@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
@@ -131,7 +132,11 @@ def _data() -> None:
     write_dataset(SHIFTED, np.abs(X), chunks=10, overwrite=True)
     users, items = np.nonzero(rng.random((16, 12)) < 0.5)
     rated = (users, items, rng.integers(1, 11, len(users)) / 2)
-    convert_ratings(rated, RATINGS, grid=(3, 3), overwrite=True)
+    with (
+        TemporaryDirectory() as scratch,  # other processes have a store of this name, too
+        dask.config.set({"temporary-directory": scratch}),
+    ):
+        convert_ratings(rated, RATINGS, grid=(3, 3), overwrite=True)
     X[33, 1] = X[57, 0] = np.nan
     write_dataset(BAD, X, y, chunks=10, overwrite=True)
 

@@ -228,3 +228,29 @@ def test_a_lost_chunk_is_named(ds):
     assert len(ds.read(0, 30)[0].X) == 30
     with pytest.raises(ChunkError, match=r"a\.zarr/X/c/3/0 is missing"):
         ds.read(25, 35)
+
+
+def in_blocks():
+    """The same rows from an iterator."""
+    yield X, Y, np.ones(103)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "blocks", "dask"])
+def test_a_lost_array_is_named(kind, tmp_path):
+    """What was written is noted, and its loss told; a data set without the note is what it is."""
+    import dask.array as da
+
+    url, parts = tmp_path / "a.zarr", {"y": Y, "sample_weight": np.ones(103)}
+    given = {"arrays": X, "dask": da.from_array(X, chunks=(20, 4)), "blocks": in_blocks()}[kind]
+    ds = write_dataset(url, given, **({} if kind == "blocks" else parts))
+    assert ds.has_y and ds.has_sample_weight
+    for part in parts:
+        shutil.move(url / part, tmp_path / part)
+        with pytest.raises(ValueError, match=rf"a\.zarr is damaged: its array {part} is missing"):
+            open_dataset(url)
+        shutil.move(tmp_path / part, url / part)
+    shutil.rmtree(url / "y")
+    root = json.loads((url / "zarr.json").read_text())
+    assert root["attributes"]["daskdml"].pop("parts") == ["X", "y", "sample_weight"]
+    (url / "zarr.json").write_text(json.dumps(root))
+    assert not open_dataset(url).has_y and open_dataset(url).has_sample_weight

@@ -68,7 +68,7 @@ def mutated_bytes(data, r):
 
 
 def mutate(folder, r, chunks):
-    """Change one object of a store (its chunks too, where they carry checksums)."""
+    """Change one object of a store, of `chunks` too."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     metadata = [p for p in files if p.suffix == ".json"]
     others = [p for p in files if p.suffix != ".json"]
@@ -83,7 +83,7 @@ def mutate(folder, r, chunks):
 
 
 def rows(folder):
-    """Rows whose chunks have no checksums: their metadata alone are changed."""
+    """Rows in a few chunks."""
     X = np.arange(40.0).reshape(20, 2)
     write_dataset(folder, X, np.where(X[:, 0] > 9, "b", "a"), chunks=5)
 
@@ -135,8 +135,8 @@ def go_on(folder):
 
 ORIGIN = {}
 KINDS = {
-    "rows": (rows, read_rows, False),
-    "ratings": (ratings, read_ratings, False),
+    "rows": (rows, read_rows, True),
+    "ratings": (ratings, read_ratings, True),
     "checkpoints": (checkpoints, go_on, True),
 }
 

@@ -202,7 +202,10 @@ def _is_up(server: HdfsServer) -> bool:
         contextlib.suppress(OSError, ValueError, KeyError, IndexError),
         urllib.request.urlopen(f"http://127.0.0.1:{server.web_port}/{state}", timeout=2) as got,
     ):
-        return json.load(got)["beans"][0]["NumLiveDataNodes"] == 1
+        facts = json.load(got)["beans"][
+            0
+        ]  # a node that has not said how much room it has, has none
+        return facts["NumLiveDataNodes"] == 1 and facts["CapacityRemaining"] > 0
     return False
 
 
