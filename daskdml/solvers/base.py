@@ -250,7 +250,7 @@ class RunOf(Generic[D]):
         self.solution = solution
         if solution.interrupted:
             self.interrupt()
-        else:
+        elif self._last.ended is None:  # else an earlier call has kept it
             ended = solution.reason, solution.converged
             self.save(solution.state, best, solution.n_iter, ended)
 
