@@ -16,7 +16,8 @@ from daskdml.engine.tasks import ONE_BLAS_THREAD, BlockRecord, Part
 from daskdml.io import buffers
 from daskdml.io.chunks import ReadStats
 from daskdml.io.factors import StoredFactors
-from daskdml.io.ratings import Ratings, Walk
+from daskdml.io.rating_store import Walk
+from daskdml.io.ratings import Ratings
 from daskdml.kernels.ratings import RatingBlock, below, beside, needed, row_ranges
 
 GATHER_BYTES = (

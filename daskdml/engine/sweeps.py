@@ -21,7 +21,8 @@ from daskdml.engine.opened import Opened, PassTotals
 from daskdml.engine.run import Engine
 from daskdml.engine.runners import Runner, fit_name
 from daskdml.io.factors import FactorStore, StoredFactors
-from daskdml.io.ratings import Ratings, Walk
+from daskdml.io.rating_store import Walk
+from daskdml.io.ratings import Ratings
 from daskdml.io.states import digest
 
 LINEAGE_SECONDS = 10.0  # of sweeps that a lost worker can make Dask repeat

@@ -17,7 +17,8 @@ from daskdml.engine.sweeps import Held, Sweeps, cut_tiles
 from daskdml.estimators.fitting import resume, sweep_attributes
 from daskdml.estimators.recommending import sorted_table
 from daskdml.io.factors import FactorStore, FactorTable, StoredFactors
-from daskdml.io.ratings import Ratings, Walk
+from daskdml.io.rating_store import Walk
+from daskdml.io.ratings import Ratings
 from daskdml.solvers.als import ALS, SolveRows
 from daskdml.solvers.base import RunOf, Saved, Solution, running
 from daskdml.solvers.dsgd import DSGD, EXTRA, Steps, WithSums

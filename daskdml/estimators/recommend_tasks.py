@@ -17,7 +17,8 @@ from daskdml.io.arrays import staged_array
 from daskdml.io.factors import FactorTable
 from daskdml.io.identity import array_digest
 from daskdml.io.journal import run_of
-from daskdml.io.ratings import Ratings, Side
+from daskdml.io.rating_store import Side
+from daskdml.io.ratings import Ratings
 from daskdml.io.staging import stage
 from daskdml.io.store import open_store, resolve_url, retrying
 from daskdml.kernels.ranking import USERS, RankingSums, rank_lists, top_items

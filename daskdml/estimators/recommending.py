@@ -8,7 +8,8 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from daskdml.io.factors import FactorTable
-from daskdml.io.ratings import Ratings, Side, as_ids
+from daskdml.io.rating_store import Side, as_ids
+from daskdml.io.ratings import Ratings
 from daskdml.kernels.ranking import nearest
 
 RANKING = ("precision", "recall", "ndcg", "map", "coverage")

@@ -23,7 +23,8 @@ from daskdml.io.journal import run_of
 from daskdml.io.rating_batches import Batch, Columns, Position, rating_batches, source_identity
 from daskdml.io.rating_blocks import PER_ID, SORT_BYTES, BlockWriter, Choices, Create
 from daskdml.io.rating_scan import Scan
-from daskdml.io.ratings import Ratings, from_node, open_ratings
+from daskdml.io.rating_store import from_node
+from daskdml.io.ratings import Ratings, open_ratings
 from daskdml.io.scratch import Scratch
 from daskdml.io.shuffle import Deal, Shuffled, block_of, grid_of
 from daskdml.io.staging import stage

@@ -19,7 +19,7 @@ from zarr.core.sync import sync
 from daskdml.io.chunks import ChunkReader
 from daskdml.io.identity import Identity, array_digest, identity
 from daskdml.io.options import StorageOptions, quiet
-from daskdml.io.ratings import Side
+from daskdml.io.rating_store import Side
 from daskdml.io.store import open_store, resolve_url, retrying
 
 __all__ = ["FactorStore", "FactorTable", "StoredFactors"]

@@ -14,7 +14,7 @@ from fsspec import AbstractFileSystem
 from fsspec.utils import infer_compression
 
 from daskdml.io.identity import Identity, array_digest, file_stamp, identity
-from daskdml.io.ratings import as_ids
+from daskdml.io.rating_store import as_ids
 from daskdml.io.store import filesystem, is_local, resolve_url, retrying
 
 __all__ = ["Batch", "Columns", "Position", "rating_batches", "source_identity"]

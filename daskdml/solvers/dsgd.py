@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from daskdml.engine.sweeps import Held, Sweeps
-from daskdml.io.ratings import Ratings, Walk
+from daskdml.io.rating_store import Walk
+from daskdml.io.ratings import Ratings
 from daskdml.kernels.factors import sgd_block
 from daskdml.kernels.ratings import RatingBlock
 from daskdml.solvers.factorization import Model, Sweep
