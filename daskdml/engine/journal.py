@@ -48,6 +48,10 @@ class Journal:
         """Begin to write down, after what an earlier call left; `told` hears of each segment."""
         self._entries, self._told, self._at = list(known), told, 0
 
+    def stop(self) -> None:
+        """Write down no more, and let go of who was told."""
+        self._told = None
+
     @property
     def entries(self) -> tuple[Entry, ...]:
         """Those that are kept, and those since the last step."""

@@ -17,7 +17,7 @@ from daskdml.io.identity import Identity, array_digest, file_stamp, identity
 from daskdml.io.rating_store import as_ids
 from daskdml.io.store import filesystem, is_local, resolve_url, retrying
 
-__all__ = ["Batch", "Columns", "Position", "rating_batches", "source_identity"]
+__all__ = ["Batch", "Columns", "rating_batches", "source_identity"]
 
 ROWS = 1 << 20
 """Ratings in a batch, at most."""

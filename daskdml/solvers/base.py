@@ -259,6 +259,12 @@ class RunOf(Generic[D]):
         if self.checkpoints is not None and self.checkpoints.claimed:
             self._offer(now=True)
 
+    def close(self) -> None:
+        """Wait until what is being written is written."""
+        self.data.journal.stop()
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+
     def note(self, report: Report) -> None:
         """Add a report to the history and tell the callbacks."""
         c = report.certificate
@@ -356,13 +362,11 @@ def running(data: D, label: str, began: float, resumable: bool = True) -> Iterat
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             run.interrupt()
-        if run.checkpoints is not None:
-            run.checkpoints.close()
+        run.close()
         reason = f"broken off by {type(error).__name__}"
         tell(FitEnd(label, reason, time.perf_counter() - began, None))
         raise
-    if run.checkpoints is not None:
-        run.checkpoints.close()
+    run.close()
     assert run.solution is not None
     found = run.solution
     tell(FitEnd(label, found.reason, time.perf_counter() - began, found.certificate))

@@ -48,7 +48,7 @@ def prepare(folder: Path) -> None:
     stars = rng.integers(1, 11, len(pairs)) / 2
     convert_ratings((pairs[:, 0], pairs[:, 1], stars), folder / "ratings.zarr", grid=(8, 8))
     np.savetxt(folder / "ratings.csv", np.column_stack([pairs, stars]), "%g", ",",
-               header="user,item,rating", comments="")  # fmt: skip
+               header="userId,movieId,rating", comments="")  # fmt: skip
 
 
 def learned(model: object) -> dict[str, object]:
