@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -186,8 +186,20 @@ class Cluster:
         seconds: float | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """What a function gives on each worker; one that is lost meanwhile is left out."""
-        run = partial(self.client.run, on_error="ignore", asynchronous=True)
-        return dict(self._watch.wait(run(apart, function, *args, workers=workers), seconds))
+        run = partial(self.client.run, apart, function, *args, on_error="ignore", asynchronous=True)
+        if workers is None:
+            workers = [fact.address for fact in self._watch.facts]
+        asking: dict[str, asyncio.Task[Any]] = {}
+
+        def look() -> None:
+            self._watch.mind()
+            there = {fact.address for fact in self._watch.facts}
+            for address, task in tuple(asking.items()):
+                if address not in there:  # Dask would try for half a minute to reach it
+                    self.client.loop.add_callback(task.cancel)
+
+        answers = _answers(lambda address: run(workers=[address]), workers, asking)
+        return self._watch.wait(answers, seconds, look)
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the wanted keys; the calling thread hears of finished blocks meanwhile.
@@ -297,6 +309,21 @@ class Cluster:
             return self._on_workers(_forget, token, seconds=FORGET)
         except (OSError, CancelledError, RuntimeError):
             return {}  # whoever did not hear drops them when they have not been used for a while
+
+
+async def _answers(
+    ask: Callable[[str], Coroutine[Any, Any, dict[str, Any]]], workers: Sequence[str],
+    asking: dict[str, asyncio.Task[Any]],
+) -> dict[str, Any]:  # fmt: skip
+    """What workers answer, but for those for which the task that asks is cancelled."""
+    asking |= {address: asyncio.ensure_future(ask(address)) for address in workers}
+    answers: dict[str, Any] = {}
+    for found in await asyncio.gather(*asking.values(), return_exceptions=True):
+        if isinstance(found, dict):
+            answers |= found
+        elif not isinstance(found, asyncio.CancelledError):
+            raise found
+    return answers
 
 
 def cap_blocks(nbytes: int) -> None:

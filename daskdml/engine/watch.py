@@ -86,8 +86,13 @@ class Watch:
             f"{self.limits.scheduler_silence:g} s (daskdml.scheduler-silence){kept}"
         )
 
-    def wait(self, answer: Coroutine[Any, Any, T], seconds: float | None = None) -> T:
+    def wait(
+        self, answer: Coroutine[Any, Any, T], seconds: float | None = None,
+        look: Callable[[], Any] | None = None,
+    ) -> T:  # fmt: skip
         """What a coroutine of the client gives, for `seconds` at most; looks meanwhile.
+
+        `look` is how, if not by `mind` alone.
 
         Raises
         ------
@@ -96,7 +101,7 @@ class Watch:
         TimeoutError
             If nothing came for so long.
         """
-        return self._wait(answer, seconds, self.mind)
+        return self._wait(answer, seconds, look or self.mind)
 
     def ask(self, answer: Coroutine[Any, Any, T]) -> T:
         """The same without looking, for what the scheduler itself answers."""

@@ -379,3 +379,15 @@ def test_a_full_disk_under_a_worker(rows, expected):
         client.wait_for_workers(2, timeout=60)
         assert set(client.run(try_to_write).values()) == {errno.EFBIG}
         assert fitted(rows, client) == expected
+
+
+def test_a_worker_that_dies_while_it_is_asked(cluster):
+    """It is left out once it is known to be dead: Dask tries for 30 s to reach it again."""
+    processes, client = cluster
+    pids = processes.ready(client, 2)
+    runner = Engine(client).runner(in_memory=False)
+    dead, alive = sorted(pids)
+    threading.Timer(1.0, os.kill, (pids[dead], signal.SIGKILL)).start()
+    began = time.monotonic()
+    assert runner._on_workers(time.sleep, 3.0, workers=[dead, alive]) == {alive: None}
+    assert time.monotonic() - began < 20
