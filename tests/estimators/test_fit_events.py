@@ -109,10 +109,10 @@ def test_scores_that_fail_leave_a_closed_line(ds, tmp_path):
 class Slow(Threads):
     """Threads that take a while to get ready."""
 
-    def resident(self, rehearse=None):
+    def resident(self, rehearse=None, shared=False):
         """The resident bytes, half a second later."""
         time.sleep(0.5)
-        return super().resident(rehearse)
+        return super().resident(rehearse, shared)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=["newton", "sgd-rows", "sgd"])

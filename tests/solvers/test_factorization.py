@@ -15,7 +15,14 @@ from daskdml.kernels.factors import sgd_block
 from daskdml.solvers.als import ALS
 from daskdml.solvers.base import running
 from daskdml.solvers.dsgd import DSGD, EXTRA, WithSums
-from daskdml.solvers.factorization import ErrorsOf, FirstFactors, Model, Stopping, factorize
+from daskdml.solvers.factorization import (
+    Descent,
+    ErrorsOf,
+    FirstFactors,
+    Model,
+    Stopping,
+    factorize,
+)
 from tests.solvers.dense_als import dense_parts, gradient, half_step, objective
 
 PLAIN = Model(4, 0.0, 0.05, 1.0, True, False, False, 1.0, 0, np.dtype(np.float64))
@@ -56,8 +63,9 @@ def run(ratings, model, solver, sweeps, tiles, runner=None, tol=0.0, pieces=None
                 first = WithSums(first, ratings, walk, model.power)
             start.append(data.make(walk, first, "first"))
         first = [data.fetch(side).copy() for side in start]
-        found = factorize(model, solver, data, fit, Stopping(sweeps, tol), tuple(start))
-        return fit.history, first, [data.fetch(side) for side in found.state], found
+        found = factorize(model, solver, data, fit, Stopping(sweeps, tol), Descent(*start))
+        fit.solution = found
+        return fit.history, first, [data.fetch(side) for side in found.state.answer], found
 
 
 @pytest.mark.parametrize("kind", KINDS)
