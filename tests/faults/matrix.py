@@ -229,6 +229,8 @@ class Undisturbed:
     ----------
     digest : str
         Of what came out.
+    parts : dict
+        Of each part of it.
     seconds : float
         From the start of the client to its end.
     begins : float
@@ -236,6 +238,7 @@ class Undisturbed:
     """
 
     digest: str
+    parts: dict[str, str]
     seconds: float
     begins: float
 
@@ -257,7 +260,9 @@ def undisturbed(work: str, base: Path, folder: Path, times: int = 1) -> Undistur
         client.wait()
         assert client.end is not None, client.errors
         assert not client.end["left"], client.end["left"]
-        return Undisturbed(str(client.end["digest"]), time.monotonic() - began, begins)
+        return Undisturbed(
+            str(client.end["digest"]), dict(client.end["parts"]), time.monotonic() - began, begins,  # type: ignore[call-overload]
+        )  # fmt: skip
 
 
 def strike(
@@ -277,6 +282,8 @@ def strike(
         if client.end is None:
             raise RuntimeError(f"{work}, {fault.name}: {client.errors[-2000:]}")
         lost = time.monotonic() - began - whole.seconds
+        if client.end["digest"] != whole.digest:
+            print(f"{work}, {fault.name}: {client.end} is not {whole}", flush=True)
         return client.end["digest"] == whole.digest, lost, calls
 
 

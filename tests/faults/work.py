@@ -73,21 +73,23 @@ def stored(folder: Path) -> dict[str, object]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def do(work: str, folder: Path, rows: str, options: dict[str, str] | None, times: int) -> str:
-    """Do the work; gives its digest."""
+def do(
+    work: str, folder: Path, rows: str, options: dict[str, str] | None, times: int
+) -> dict[str, object]:  # fmt: skip
+    """Do the work; gives all that comes out."""
     if work == "convert":
         convert_ratings(folder / "ratings.csv", folder / "out.zarr", grid=(8, 8))
-        return digest(stored(folder / "out.zarr"))
+        return stored(folder / "out.zarr")
     data = open_dataset(rows, storage_options=options)
     if work == "predict":
         model = dml.LogisticRegression()
         model.classes_, model.n_features_in_ = np.array([0, 1], np.int8), FEATURES
         model.coef_, model.intercept_ = np.ones((1, FEATURES)), np.zeros(1)
         model.predict_proba(data, out=folder / "out.zarr")
-        return digest(stored(folder / "out.zarr"))
+        return stored(folder / "out.zarr")
     if work in ("als", "dsgd"):
         data = open_ratings(folder / "ratings.zarr")
-    return digest(learned(FITS[work](times).fit(data)))
+    return learned(FITS[work](times).fit(data))
 
 
 def left_behind(client: Client) -> dict[str, object]:
@@ -125,7 +127,9 @@ def main(
         print(json.dumps({"begins": work}), flush=True)
         found = do(work, Path(folder), rows, json.loads(options) or None, times)
         left = left_behind(client)
-    print(json.dumps({"blocks": n, "digest": found, "left": left}), flush=True)
+    parts = {name: digest({name: part}) for name, part in found.items()}
+    told = {"blocks": n, "digest": digest(found), "parts": parts, "left": left}
+    print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
