@@ -223,7 +223,7 @@ class MatrixFactorization(Recommender, BaseEstimator):
         seed = fit_seed(self.random_state)
         ratings = self._ratings(X, storage_options, seed)
         limit = self.max_iter or MAX_ITER[self.solver]
-        start = None if known is None else tuple(_known(table) for table in known)
+        start = None if known is None else tuple(table.identity for table in known)
         parameters = self.get_params() | {"start": start, "factors": factors_url is not None}
         self._run(ratings, seed, limit, known, factors_url, storage_options, parameters)
         return self
@@ -316,11 +316,6 @@ class MatrixFactorization(Recommender, BaseEstimator):
         if self.reg is not None:
             return float(self.reg)
         return (IMPLICIT_REG if self.feedback == "implicit" else REG)[self.reg_scaling]
-
-
-def _known(table: FactorTable) -> Any:
-    """What tells factors to start from: their values, or where they are stored."""
-    return table.rows if table.in_memory else repr(table.rows)
 
 
 def as_ratings(X: Any, options: Any, seed: int) -> Ratings:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from daskdml.engine.checkpoint import recall
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Data, Engine
 from daskdml.estimators.fitting import resume, run_attributes
@@ -80,10 +79,9 @@ def fit_sgd(source: AnySource, task: SGDTask) -> SGDFitted:
     ):
         saved, n_replicas = None, task.n_replicas or _replicas(data)
         if task.parameters is not None:
-            seed, place = options["seed"], engine.checkpoint
-            if task.n_replicas is None and place is not None:
-                n_replicas = recall(place, "n_replicas") or n_replicas
-            more = {"seed": seed, "n_replicas": n_replicas}
+            if task.n_replicas is None and run.checkpoints is not None:
+                n_replicas = run.checkpoints.recall("n_replicas") or n_replicas
+            more = {"seed": options["seed"], "n_replicas": n_replicas}
             saved = resume(run, task.parameters | more)
         found = scan_targets(data, True, task.label) if task.scan else None
         data.journal.keep()

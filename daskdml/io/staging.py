@@ -330,10 +330,9 @@ class _RemoteStaging(_Staging):
         return names - {LEFTOVER}
 
     def _remove(self, name: str) -> None:
+        path = f"{self._path}/{name}".rstrip("/")
         with contextlib.suppress(FileNotFoundError):
-            path = f"{self._path}/{name}".rstrip("/")
-            with contextlib.suppress(FileNotFoundError):
-                retrying(partial(self._fs.rm, path, recursive=True), f"removing {path}")
+            retrying(partial(self._fs.rm, path, recursive=True), f"removing {path}")
 
     def commit(self, attributes: Mapping[str, Any], array: zarr.Array[Any] | None = None) -> None:
         self._left.confirm()

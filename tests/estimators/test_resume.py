@@ -16,6 +16,7 @@ from daskdml.engine.run import Inline
 from daskdml.events import BlockEnd, Message, PassEnd
 from daskdml.io import convert_ratings, open_dataset, open_ratings, write_dataset
 from tests.conftest import workers
+from tests.faults.work import learned
 
 MODELS = {
     "newton": lambda: dml.LogisticRegression(solver="newton", tol=1e-9),
@@ -77,19 +78,6 @@ def small_segments(monkeypatch):
     monkeypatch.setattr(run, "SEGMENT_GROUPS", 3)
 
 
-def bits(model):
-    """All that a model has learned."""
-    found = {}
-    for name, value in vars(model).items():
-        if isinstance(value, np.ndarray) and value.dtype != object and name.endswith("_"):
-            found[name] = value.tobytes()
-    if hasattr(model, "_tables"):
-        for table in model._tables:
-            blocks = [rows.tobytes() for _, rows in table.blocks()]
-            found[len(found)] = blocks
-    return found | {"n_iter_": getattr(model, "n_iter_", None)}
-
-
 def fit(model, data, heard, place=None, runner=None, every=0, **more):
     """Fit under an engine that tells `heard`."""
     engine = Engine(runner or Inline(), callbacks=[heard], checkpoint=place, every=every)
@@ -114,13 +102,13 @@ def counting(events, stop=None):
 def test_a_fit_broken_off_anywhere_goes_on(name, rows, tmp_path):
     """At most a segment of three groups is done again; the bits are those of one whole fit."""
     data, whole = open_dataset(rows), []
-    expected = bits(fit(MODELS[name](), data, counting(whole)))
+    expected = learned(fit(MODELS[name](), data, counting(whole)))
     rng = np.random.default_rng(1)
     for stop in rng.integers(4, len(whole) + 3, 4):
         first, second, place = [], [], tmp_path / str(stop)
         with pytest.raises(Broken):
             fit(MODELS[name](), data, counting(first, int(stop)), place)
-        assert bits(fit(MODELS[name](), data, counting(second), place)) == expected
+        assert learned(fit(MODELS[name](), data, counting(second), place)) == expected
         identity = 3  # groups that tell the data, in each call
         assert len(first) + len(second) <= len(whole) + 3 + 2 * identity
 
@@ -134,17 +122,17 @@ def test_a_factorization_goes_on(name, stored, ratings, tmp_path):
     def where(name):
         return {"factors_url": str(tmp_path / name)} if stored else {}
 
-    expected = bits(fit(FACTORIZATIONS[name](), data, counting(whole), **where("whole")))
-    a_sweep = len(whole) / expected["n_iter_"]
+    expected = learned(fit(FACTORIZATIONS[name](), data, counting(whole), **where("whole")))
+    a_sweep = len(whole) / expected["n_iter"]
     for stop in np.random.default_rng(1).integers(2, len(whole), 3):
         first, second, place = [], [], tmp_path / f"{stop}.fit"
         with pytest.raises(Broken):
             fit(FACTORIZATIONS[name](), data, counting(first, int(stop)), place, **where(str(stop)))
         again = fit(FACTORIZATIONS[name](), data, counting(second), place, **where(str(stop)))
-        assert bits(again) == expected
+        assert learned(again) == expected
         assert len(first) + len(second) <= len(whole) + a_sweep
         third = fit(FACTORIZATIONS[name](), data, counting([], 1), place, **where(str(stop)))
-        assert bits(third) == expected
+        assert learned(third) == expected
         if stored:
             kept = {path.name for path in (tmp_path / str(stop)).iterdir() if path.is_dir()}
             assert len(kept) == 2
@@ -155,23 +143,23 @@ def test_a_factorization_goes_on(name, stored, ratings, tmp_path):
 def test_a_factorization_moves_to_other_workers(name, ratings, tmp_path):
     """Factors that lay on one cluster go on elsewhere: on two processes, from two or from none."""
     data, whole = open_ratings(ratings), []
-    expected = bits(fit(FACTORIZATIONS[name](), data, counting(whole)))
+    expected = learned(fit(FACTORIZATIONS[name](), data, counting(whole)))
     with workers(2) as client, pytest.raises(Broken):
         stop = counting([], len(whole) // 2)
         fit(FACTORIZATIONS[name](), data, stop, tmp_path / "fit", client)
     with workers(1) as client:
         found = fit(FACTORIZATIONS[name](), data, counting([]), tmp_path / "fit", client)
-    assert bits(found) == expected
+    assert learned(found) == expected
 
 
 def test_factors_of_another_fit_are_left_alone(ratings, tmp_path):
     """What another fit put at a URL is refused, also where a checkpoint is kept."""
     data, url = open_ratings(ratings), str(tmp_path / "factors")
     model = fit(FACTORIZATIONS["als"](), data, counting([]), tmp_path / "fit", factors_url=url)
-    expected = bits(model)
+    expected = learned(model)
     with pytest.raises(FileExistsError, match="exists; choose another URL"):
         fit(FACTORIZATIONS["als"](), data, counting([]), tmp_path / "other", factors_url=url)
-    assert bits(model) == expected
+    assert learned(model) == expected
 
 
 def interrupted(model, data, after, place=None, runner=None):
