@@ -7,17 +7,13 @@ none; SGD keeps more behind them. Prediction of user u for item i: ``mean + b_u 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numba as nb
 import numpy as np
 
+from daskdml.kernels.compiled import inlined, kernel
 from daskdml.kernels.lanes import LANES, add, fma, fnma, load, mul, rsqrt, splat, store
 from daskdml.kernels.prefetch import AHEAD, prefetch_row
-
-# Divisions by zero give infinities, which the loop over sweeps reports; checks would cost a branch.
-_compiled = partial(nb.njit, cache=True, nogil=True, fastmath=True, error_model="numpy")
 
 _CHUNK_BYTES = 16_384  # of the factors that are gathered to form a row's matrix
 _GATHER = 1024  # ratings of a row whose factors conjugate gradients keep side by side
@@ -82,7 +78,7 @@ def batch_rows(m: int, itemsize: int) -> int:
     return padded(max(1, _BATCH_BYTES // normals_nbytes(m, itemsize)))
 
 
-@_compiled()
+@kernel(fastmath=True)
 def add_ratings(  # type: ignore[no-untyped-def]
     A, b, const, count, indptr, indices, values, V, mean, alpha, implicit, biases
 ):
@@ -144,7 +140,7 @@ def add_ratings(  # type: ignore[no-untyped-def]
             M[k, k] += hi - lo
 
 
-@_compiled(inline="always")
+@inlined(fastmath=True)
 def _add_tile(A, G, F, n, a, d):  # type: ignore[no-untyped-def]
     """Add the outer products of n rows g and f to a tile of 8 x 8 numbers, from row a, column d."""
     s0, s1, s2, s3 = load(A, a, d), load(A, a + 1, d), load(A, a + 2, d), load(A, a + 3, d)
@@ -169,7 +165,7 @@ def _add_tile(A, G, F, n, a, d):  # type: ignore[no-untyped-def]
     store(A, a + 7, d, s7)
 
 
-@_compiled()
+@kernel(fastmath=True)
 def solve_rows(A, b, count, reg, power, m, X, found):  # type: ignore[no-untyped-def]
     """Solve ``(A + reg I) x = b`` for each row, from its old x in X, which is overwritten.
 
@@ -218,7 +214,7 @@ def solve_rows(A, b, count, reg, power, m, X, found):  # type: ignore[no-untyped
             found[2, row] = lam[lane] * square
 
 
-@_compiled()
+@inlined(fastmath=True)
 def _residual_lanes(L, x, r, m):  # type: ignore[no-untyped-def]
     """``r - A x`` in the place of r; A is in L, a lower triangle row by row."""
     for a in range(m):
@@ -231,7 +227,7 @@ def _residual_lanes(L, x, r, m):  # type: ignore[no-untyped-def]
         store(r, a, 0, fnma(load(L, start + a, 0), here, s))
 
 
-@_compiled()
+@inlined(fastmath=True)
 def _cholesky_lanes(L, m):  # type: ignore[no-untyped-def]
     """Factor A in its place, column by column; the diagonal gets the inverse of the factor's.
 
@@ -270,7 +266,7 @@ def _cholesky_lanes(L, m):  # type: ignore[no-untyped-def]
             store(L, start + i, 0, mul(s, inverse))
 
 
-@_compiled()
+@inlined(fastmath=True)
 def _substitute_lanes(L, b, x, m):  # type: ignore[no-untyped-def]
     """Solve ``L L' x = b``."""
     for j in range(m):
@@ -287,7 +283,7 @@ def _substitute_lanes(L, b, x, m):  # type: ignore[no-untyped-def]
             store(x, t, 0, fnma(s, load(L, start + t, 0), load(x, t, 0)))
 
 
-@_compiled()
+@kernel(fastmath=True)
 def descend_rows(A, b, count, reg, power, k, m, X, found):  # type: ignore[no-untyped-def]
     """As `solve_rows`, where the first k of m unknowns may not be negative."""
     x, old = np.empty(m, X.dtype), np.empty(m, X.dtype)
@@ -310,7 +306,7 @@ def descend_rows(A, b, count, reg, power, k, m, X, found):  # type: ignore[no-un
         found[1, row], found[2, row] = value, lam * square
 
 
-@_compiled()
+@inlined(fastmath=True)
 def _descend(M, b, old, x, m, k, sweeps):  # type: ignore[no-untyped-def]
     """Minimise ``x' M x / 2 - b x`` over x whose first k are not negative, by coordinates.
 
@@ -352,7 +348,7 @@ def _descend(M, b, old, x, m, k, sweeps):  # type: ignore[no-untyped-def]
     return gradient
 
 
-@_compiled()
+@kernel(fastmath=True)
 def cg_implicit(  # type: ignore[no-untyped-def]
     indptr, indices, values, V, base, alpha, reg, power, steps, X, found, const
 ):
@@ -443,7 +439,7 @@ def cg_implicit(  # type: ignore[no-untyped-def]
         found[1, row], found[2, row] = value, lam * square
 
 
-@_compiled()
+@inlined(fastmath=True)
 def _times(base, x, lam, out, k):  # type: ignore[no-untyped-def]
     """``(base + lam I) x`` of a symmetric matrix."""
     for a in range(k):
@@ -454,7 +450,7 @@ def _times(base, x, lam, out, k):  # type: ignore[no-untyped-def]
             out[d] += c * row[d]
 
 
-@_compiled()
+@kernel(fastmath=True)
 def sgd_block(  # type: ignore[no-untyped-def]
     indptr, indices, values, order, U, V, k, mean, rate, reg, biases, nonnegative
 ):
@@ -507,7 +503,7 @@ def sgd_block(  # type: ignore[no-untyped-def]
     return total
 
 
-@_compiled()
+@kernel(fastmath=True)
 def predict_block(indptr, indices, U, V, k, mean, out):  # type: ignore[no-untyped-def]
     """Predictions for the pairs of a block."""
     for row in range(len(indptr) - 1):

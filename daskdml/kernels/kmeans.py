@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from daskdml.kernels.apart import copy_apart
 from daskdml.kernels.block import Block
+from daskdml.kernels.compiled import REDUCTIONS, inlined, kernel
 from daskdml.kernels.predict import array_token
 from daskdml.kernels.products import apart
 from daskdml.kernels.targets import check_rows, row_weights
 
 SLAB_BYTES = 2**18  # of shifted rows, which stay in cache from their products to their sums
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +225,7 @@ class FarthestOf:
         return self.centers.farthest(block.X, row_weights(block, block.n_rows), self.n)
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@kernel(fastmath=REDUCTIONS)
 def _shift(X, shift, T, margin, per_norm, least, limit, reach):  # type: ignore[no-untyped-def]
     """T = X - shift, and twice the largest error of a score of each row; whether all is finite."""
     finite = True
@@ -244,7 +243,7 @@ def _shift(X, shift, T, margin, per_norm, least, limit, reach):  # type: ignore[
     return finite
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _two_nearest(S, half, best, second, nearest):  # type: ignore[no-untyped-def]
     """The smallest score of each row, the one after it, and whose the smallest is."""
     best[:] = np.inf
@@ -260,7 +259,7 @@ def _two_nearest(S, half, best, second, nearest):  # type: ignore[no-untyped-def
             nearest[i] = k if lower else nearest[i]
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@inlined(fastmath=REDUCTIONS)
 def _distance2(x, c):  # type: ignore[no-untyped-def]
     q = 0.0
     for j in range(x.shape[0]):
@@ -269,7 +268,7 @@ def _distance2(x, c):  # type: ignore[no-untyped-def]
     return q
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _settle(X, C, S, half, best, second, margin, nearest):  # type: ignore[no-untyped-def]
     """Compare in float64 the distances of centers whose scores are within the margin."""
     for i in range(X.shape[0]):
@@ -285,7 +284,7 @@ def _settle(X, C, S, half, best, second, margin, nearest):  # type: ignore[no-un
                 least, nearest[i] = q, k
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@kernel(fastmath=REDUCTIONS)
 def _add_rows(X, s, nearest, C, weights, sums):  # type: ignore[no-untyped-def]
     """Add weighted rows to the sums of their clusters; returns their inertia."""
     inertia = 0.0
@@ -301,13 +300,13 @@ def _add_rows(X, s, nearest, C, weights, sums):  # type: ignore[no-untyped-def]
     return inertia
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _squares(X, nearest, C, out):  # type: ignore[no-untyped-def]
     for i in range(X.shape[0]):
         out[i] = _distance2(X[i], C[nearest[i]])
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _roots(X, C, S, norms, squares, out):  # type: ignore[no-untyped-def]
     """Distances from products S (n, k); those that round-off would hide are taken by themselves."""
     for i in range(X.shape[0]):

@@ -14,14 +14,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from daskdml.kernels.block import Block
+from daskdml.kernels.compiled import REDUCTIONS, kernel
 from daskdml.kernels.losses import Loss, Multinomial, curvature, value, value_and_slope
 from daskdml.kernels.products import SLAB, apart, padded, scratch, softmax_rows, standardise
 
 SLAB_ROWS = 1024
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,7 @@ class LinearStats:
         return LinearStats(**out)
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@kernel(fastmath=REDUCTIONS)
 def _scores(X, center, v, b, z):  # type: ignore[no-untyped-def]
     """z[i] = b + (x[i] - center) . v, in float64."""
     n, d = X.shape
@@ -165,7 +164,7 @@ def _scores(X, center, v, b, z):  # type: ignore[no-untyped-def]
         z[i] = b + s
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@kernel(fastmath=REDUCTIONS)
 def _scores_and_norm2(X, center, inverse, w, b, z):  # type: ignore[no-untyped-def]
     """z[i] = b + x~[i] . w with x~ = (x - center) * inverse; returns the largest |x~[i]|^2."""
     n, d = X.shape
@@ -181,7 +180,7 @@ def _scores_and_norm2(X, center, inverse, w, b, z):  # type: ignore[no-untyped-d
     return largest
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@kernel(fastmath=REDUCTIONS)
 def _add_rows(X, center, c, rows, g):  # type: ignore[no-untyped-def]
     """g += sum over i in rows of c[i] * (x[i] - center); returns the sum of those c."""
     n, d = rows.shape[0], X.shape[1]
@@ -209,7 +208,7 @@ def _add_rows(X, center, c, rows, g):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _slopes(code, param, y, z, s, c, rows, sums):  # type: ignore[no-untyped-def]
     """Weighted slopes c; rows that rise first in `rows`, then those that fall.
 
@@ -237,7 +236,7 @@ def _slopes(code, param, y, z, s, c, rows, sums):  # type: ignore[no-untyped-def
     return rise
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _losses(code, param, y, z, s):  # type: ignore[no-untyped-def]
     total = 0.0
     for i in range(z.shape[0]):
@@ -245,7 +244,7 @@ def _losses(code, param, y, z, s):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _curved_rows(code, param, X, center, inverse, y, z, s, out):  # type: ignore[no-untyped-def]
     """out[i] = sqrt(s * curvature) * ((x - center) * inverse, 1)."""
     n, d = X.shape
@@ -256,7 +255,7 @@ def _curved_rows(code, param, X, center, inverse, y, z, s, out):  # type: ignore
         out[i, d] = r
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _column_moments(X, shift, total, square):  # type: ignore[no-untyped-def]
     n, d = X.shape
     for i in range(n):

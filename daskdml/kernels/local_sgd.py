@@ -18,9 +18,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from daskdml.kernels.apart import MARGIN, copy_apart
+from daskdml.kernels.compiled import REDUCTIONS, inlined, kernel
 from daskdml.kernels.losses import softmax
 from daskdml.kernels.prefetch import AHEAD, prefetch_row
 from daskdml.kernels.visits import visits
@@ -28,7 +28,6 @@ from daskdml.kernels.visits import visits
 STRIDE = 16  # rows of one step size; then the penalty and the average have their turn
 STEP = 2.0  # first step, in units of 1 / (squared norm of a usual row * largest curvature)
 SETTLE = 10.0  # rows for every column until the step size has fallen by sqrt(2)
-REDUCTIONS = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def logistic_sgd_block(
@@ -183,7 +182,7 @@ def softmax_sgd_block(
     return last, mean
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTIONS)
+@inlined(fastmath=REDUCTIONS)
 def _standardise(
     X: np.ndarray, row: int, center: np.ndarray, inv_scale: np.ndarray, x: np.ndarray
 ) -> float:
@@ -196,7 +195,7 @@ def _standardise(
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTIONS)
+@inlined(fastmath=REDUCTIONS)
 def _scores(W: np.ndarray, x: np.ndarray, z: np.ndarray) -> None:
     for k in range(W.shape[0]):
         total = 0.0
@@ -205,7 +204,7 @@ def _scores(W: np.ndarray, x: np.ndarray, z: np.ndarray) -> None:
         z[k] = total
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTIONS)
+@inlined(fastmath=REDUCTIONS)
 def _step(W: np.ndarray, eta: float, slopes: np.ndarray, x: np.ndarray) -> None:
     for k in range(W.shape[0]):
         c = eta * slopes[k]
@@ -213,7 +212,7 @@ def _step(W: np.ndarray, eta: float, slopes: np.ndarray, x: np.ndarray) -> None:
             W[k, j] -= c * x[j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _slopes(z: np.ndarray, y: int) -> None:
     """Turn one row's scores into slopes; a single score is that of class 1 against class 0."""
     if z.size == 1:
@@ -223,7 +222,7 @@ def _slopes(z: np.ndarray, y: int) -> None:
     z[y] -= 1.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _shrink(W: np.ndarray, decay: np.ndarray, time: float) -> None:
     """Proximal step of the penalty, which no step size makes unstable."""
     for k in range(W.shape[0]):
@@ -231,7 +230,7 @@ def _shrink(W: np.ndarray, decay: np.ndarray, time: float) -> None:
             W[k, j] /= 1.0 + time * decay[j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _take_into(mean: np.ndarray, W: np.ndarray, count: int) -> None:
     """Make the mean that of one iterate more, the count-th."""
     for k in range(W.shape[0]):
@@ -239,7 +238,7 @@ def _take_into(mean: np.ndarray, W: np.ndarray, count: int) -> None:
             mean[k, j] += (W[k, j] - mean[k, j]) / count
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _sweep(
     W: np.ndarray,
     mean: np.ndarray,

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numba import njit
+
+from daskdml.kernels.compiled import inlined, kernel
 
 SQUARED, LOGISTIC, HINGE, SQUARED_HINGE, MODIFIED_HUBER = 0, 1, 2, 3, 4
 HUBER, EPSILON_INSENSITIVE, SQUARED_EPSILON_INSENSITIVE = 5, 6, 7
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _log1p(e: float) -> float:
     """Logarithm of 1 + e to full relative accuracy [1]_, at half the price of ``math.log1p``.
 
@@ -35,7 +36,7 @@ def _log1p(e: float) -> float:
     return e if u == 1.0 else math.log(u) * (e / (u - 1.0))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def value_and_slope(code: int, param: float, y: float, z: float) -> tuple[float, float]:
     """Loss of the prediction `z` for the target `y`, and its derivative in `z`.
 
@@ -68,19 +69,19 @@ def value_and_slope(code: int, param: float, y: float, z: float) -> tuple[float,
     return over * over, 2.0 * over
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def value(code: int, param: float, y: float, z: float) -> float:
     """Loss of the prediction `z` for the target `y`; compiled scalar function."""
     return value_and_slope(code, param, y, z)[0]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def slope(code: int, param: float, y: float, z: float) -> float:
     """Derivative of `value` in `z` (a subgradient at a kink); compiled scalar function."""
     return value_and_slope(code, param, y, z)[1]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def curvature(code: int, param: float, y: float, z: float) -> float:
     """Second derivative of `value` in `z`, 0 at its jumps' flat side; compiled scalar function."""
     if code == LOGISTIC:
@@ -99,7 +100,7 @@ def curvature(code: int, param: float, y: float, z: float) -> float:
     return 2.0 if abs(z - y) > param else 0.0
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def conjugate(code: int, param: float, y: float, u: float) -> float:
     """Convex conjugate ``sup_z u z - value(y, z)``, inf outside its domain; compiled scalar."""
     if code == SQUARED:
@@ -125,7 +126,7 @@ def conjugate(code: int, param: float, y: float, u: float) -> float:
     return a * (0.25 * a - 1.0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _values(code: int, param: float, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     out = np.empty(z.size)
     for i in range(z.size):
@@ -133,7 +134,7 @@ def _values(code: int, param: float, y: np.ndarray, z: np.ndarray) -> np.ndarray
     return out
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _slopes(code: int, param: float, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     out = np.empty(z.size)
     for i in range(z.size):
@@ -141,7 +142,7 @@ def _slopes(code: int, param: float, y: np.ndarray, z: np.ndarray) -> np.ndarray
     return out
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _curvatures(code: int, param: float, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     out = np.empty(z.size)
     for i in range(z.size):
@@ -149,7 +150,7 @@ def _curvatures(code: int, param: float, y: np.ndarray, z: np.ndarray) -> np.nda
     return out
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _conjugates(code: int, param: float, y: np.ndarray, u: np.ndarray) -> np.ndarray:
     out = np.empty(u.size)
     for i in range(u.size):
@@ -413,7 +414,7 @@ LOSSES: dict[str, Loss] = {
 """Every scalar loss under scikit-learn's name, with scikit-learn's default parameter."""
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def softmax(z: np.ndarray, p: np.ndarray) -> float:
     """Write the probabilities of one row's scores to p; return log(sum(exp(z))); compiled."""
     top, total = z[0], 0.0
@@ -427,7 +428,7 @@ def softmax(z: np.ndarray, p: np.ndarray) -> float:
     return top + math.log(total)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _softmax_values(y: np.ndarray, z: np.ndarray) -> np.ndarray:
     out, p = np.empty(z.shape[0]), np.empty(z.shape[1])
     for i in range(z.shape[0]):
@@ -435,7 +436,7 @@ def _softmax_values(y: np.ndarray, z: np.ndarray) -> np.ndarray:
     return out
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def _softmax_rows(z: np.ndarray) -> np.ndarray:
     out = np.empty(z.shape)
     for i in range(z.shape[0]):

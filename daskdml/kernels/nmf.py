@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from daskdml.kernels.block import Block
+from daskdml.kernels.compiled import inlined, kernel
 from daskdml.kernels.targets import check_nonnegative, check_rows
 
 SLAB_ROWS = 256  # rows whose coefficients are solved for at a time
@@ -16,7 +16,7 @@ RESOLVED = 1e-12  # of what the first step gains: the least that a sweep must ga
 SINGULAR = 1e-10  # of a pivot's diagonal: smaller ones are round-off
 
 
-@njit(cache=True, nogil=True)
+@inlined()
 def _polish(G, c, w, g, L, index):  # type: ignore[no-untyped-def]
     """Solve on the support of w exactly; whether that is the optimum, in w and g then."""
     K, m = w.size, 0
@@ -53,7 +53,7 @@ def _polish(G, c, w, g, L, index):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(cache=True, nogil=True)
+@inlined()
 def _gradient(G, c, w, g):  # type: ignore[no-untyped-def]
     """g = G w - c."""
     K = w.size
@@ -65,7 +65,7 @@ def _gradient(G, c, w, g):  # type: ignore[no-untyped-def]
                 g[j] += w[k] * G[k, j]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def nonnegative_rows(G: np.ndarray, C: np.ndarray, W: np.ndarray) -> None:
     """Each row w of W: minimise ``w G w' / 2 - c w'`` over ``w >= 0`` from where it is.
 

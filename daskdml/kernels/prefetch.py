@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from daskdml.kernels.compiled import inlined
 
 AHEAD = 8  # rows between asking for a row and reading it
 CACHE_LINE = 64  # bytes
@@ -37,7 +39,7 @@ def _prefetch(typingctx: Any, X: Any, row: Any, j: Any) -> Any:
     return types.none(X, types.intp, types.intp), codegen
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def prefetch_row(X: np.ndarray, row: int) -> None:
     """Start loading row `row` of the C-contiguous array `X` into cache; compiled function."""
     for j in range(0, X.shape[1], CACHE_LINE // X.itemsize):

@@ -8,13 +8,12 @@ and a slab of standardised rows stays in cache from its scores to its gradient.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from daskdml.kernels.apart import MARGIN
+from daskdml.kernels.compiled import REDUCTIONS, inlined, kernel
 from daskdml.kernels.losses import curvature, softmax
 
 SLAB = 64  # rows that stay in cache between their scores and their gradient; a multiple of 8
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def apart(shape: tuple[int, int], dtype: np.dtype | type) -> np.ndarray:
@@ -41,7 +40,7 @@ def padded(theta: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
     return out
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@inlined(fastmath=REDUCTIONS)
 def _scores(T: np.ndarray, W: np.ndarray, Z: np.ndarray) -> None:
     """Z = T @ W.T for a multiple of 4 rows and an even number of outputs, in T's dtype."""
     zero = T[0, 0] * 0
@@ -64,7 +63,7 @@ def _scores(T: np.ndarray, W: np.ndarray, Z: np.ndarray) -> None:
             Z[i + 2, k], Z[i + 2, k + 1], Z[i + 3, k], Z[i + 3, k + 1] = a20, a21, a30, a31
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST)
+@inlined(fastmath=REDUCTIONS)
 def _add_products(C: np.ndarray, T: np.ndarray, G: np.ndarray) -> None:
     """G += C.T @ T for a multiple of 8 rows and an even number of outputs, in T's dtype."""
     for i in range(0, T.shape[0], 8):
@@ -84,7 +83,7 @@ def _add_products(C: np.ndarray, T: np.ndarray, G: np.ndarray) -> None:
                 )
 
 
-@njit(cache=True, nogil=True)
+@inlined()
 def _flush(G: np.ndarray, total: np.ndarray) -> None:
     """Move a slab's products to their float64 sums."""
     for k in range(total.shape[0]):
@@ -93,7 +92,7 @@ def _flush(G: np.ndarray, total: np.ndarray) -> None:
     G[:] = 0
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=_FAST)
+@inlined(fastmath=REDUCTIONS)
 def standardise(X, start, stop, center, inverse, T):  # type: ignore[no-untyped-def]
     """T[:stop - start] = ((x - center) * inverse, 1); returns the largest squared norm of a row."""
     largest, d = 0.0, X.shape[1]
@@ -108,7 +107,7 @@ def standardise(X, start, stop, center, inverse, T):  # type: ignore[no-untyped-
     return largest
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def softmax_rows(  # type: ignore[no-untyped-def]
     X, y, s, center, inverse, W, along, steps, every, T, Z, A, G, gradient, line, sums
 ):
@@ -152,7 +151,7 @@ def softmax_rows(  # type: ignore[no-untyped-def]
     return largest
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def curved_rows(code, param, X, y, s, center, inverse, W, V, T, Z, A, G, total, mean):  # type: ignore[no-untyped-def]
     """total += sum over rows of s * C u t' with u = V t and C the curvature of the row's loss.
 

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numba as nb
 import numpy as np
+
+from daskdml.kernels.compiled import inlined
 
 USERS = 512  # scored together: their scores of a block of items stay in the caches
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined()
 def best(scores: np.ndarray, first: int, items: np.ndarray, values: np.ndarray) -> None:
     """Merge the scores of a block of items into lists of the best so far.
 

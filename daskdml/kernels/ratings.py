@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numba as nb
 import numpy as np
+
+from daskdml.kernels.compiled import inlined, kernel
 
 _EMPTY = -1
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, as SplitMix64 steps
@@ -48,7 +49,7 @@ class RatingBlock:
         return RatingBlock(indptr, self.indices[start:stop], self.values[start:stop])
 
 
-@nb.njit(cache=True, nogil=True)
+@inlined()
 def _find(table, keys, key):  # type: ignore[no-untyped-def]
     """Slot of a key, or the free one where it belongs."""
     mask = len(table) - 1
@@ -59,7 +60,7 @@ def _find(table, keys, key):  # type: ignore[no-untyped-def]
     return slot
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel()
 def _encode(table, keys, n, ids, codes):  # type: ignore[no-untyped-def]
     """Code ids until the table is half full; gives the number of keys and of ids done."""
     for at in range(len(ids)):
@@ -73,7 +74,7 @@ def _encode(table, keys, n, ids, codes):  # type: ignore[no-untyped-def]
     return n, len(ids)
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel()
 def _rehash(table, keys, n):  # type: ignore[no-untyped-def]
     table[:] = _EMPTY
     for code in range(n):
@@ -145,7 +146,7 @@ class StringCodes:
         return codes[inverse.ravel()]
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel()
 def counting_order(keys: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Stable order of small integer keys; `starts` (n_keys + 1) are the places where each begins.
 
@@ -263,7 +264,7 @@ def compress(block: RatingBlock, keep: np.ndarray) -> RatingBlock:
     return RatingBlock(kept[block.indptr], block.indices[keep], block.values[keep])
 
 
-@nb.njit(cache=True, nogil=True)
+@kernel()
 def _copy_rows(indptr, indices, values, offset, free, to_indices, to_values):  # type: ignore[no-untyped-def]
     for row in range(len(indptr) - 1):
         at = free[row]

@@ -6,8 +6,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from daskdml.kernels.compiled import REDUCTIONS, inlined, kernel
 from daskdml.kernels.losses import HINGE, slope, value
 from daskdml.kernels.prefetch import AHEAD, prefetch_row
 
@@ -15,7 +15,6 @@ CONSTANT, OPTIMAL, INVSCALING, ADAPTIVE, PA1, PA2 = 1, 2, 3, 4, 5, 6
 LARGEST_SLOPE = 1e12  # steeper slopes are cut, as in scikit-learn
 SMALLEST_SCALE = 1e-9  # a smaller scale is multiplied into its vector
 TILE = 64  # rows that stay in cache while every problem sweeps them
-REDUCTIONS = {"reassoc", "contract", "nsz", "arcp"}
 
 
 class Rule(NamedTuple):
@@ -51,7 +50,7 @@ class Work(NamedTuple):
     active: np.ndarray
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTIONS)
+@inlined(fastmath=REDUCTIONS)
 def _dot(X: np.ndarray, row: int, v: np.ndarray) -> float:
     total = 0.0
     for j in range(v.size):
@@ -59,7 +58,7 @@ def _dot(X: np.ndarray, row: int, v: np.ndarray) -> float:
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTIONS)
+@inlined(fastmath=REDUCTIONS)
 def _square_norm(X: np.ndarray, row: int) -> float:
     total = 0.0
     for j in range(X.shape[1]):
@@ -68,7 +67,7 @@ def _square_norm(X: np.ndarray, row: int) -> float:
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTIONS)
+@inlined(fastmath=REDUCTIONS)
 def _add(v: np.ndarray, c: float, X: np.ndarray, row: int) -> float:
     """Add c times the row to v; return the new squared norm."""
     square = 0.0
@@ -79,7 +78,7 @@ def _add(v: np.ndarray, c: float, X: np.ndarray, row: int) -> float:
     return square
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTIONS)
+@inlined(fastmath=REDUCTIONS)
 def _norms(v: np.ndarray) -> tuple[float, float]:
     """Squared and absolute norm."""
     square, absolute = 0.0, 0.0
@@ -89,14 +88,14 @@ def _norms(v: np.ndarray) -> tuple[float, float]:
     return square, absolute
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath=REDUCTIONS)
+@inlined(fastmath=REDUCTIONS)
 def _follow(mean: np.ndarray, c: float, X: np.ndarray, row: int) -> None:
     """Take c times the row from the mean."""
     for j in range(mean.size):
         mean[j] -= c * X[row, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _fold(v: np.ndarray, scale: float, mean: np.ndarray, a: float, b: float) -> None:
     """Multiply a vanishing scale into its vector, after the average took its share."""
     for j in range(mean.size):
@@ -105,7 +104,7 @@ def _fold(v: np.ndarray, scale: float, mean: np.ndarray, a: float, b: float) -> 
         v[j] *= scale
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _truncate(
     v: np.ndarray, scale: float, total: float, applied: np.ndarray, mean: np.ndarray, a: float
 ) -> None:
@@ -124,7 +123,7 @@ def _truncate(
             mean[j] -= a * (v[j] - old)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _step_size(rule: Rule, eta: float, t: float) -> float:
     if rule.rate == OPTIMAL:
         return 1.0 / (rule.alpha * (rule.optimal_start + t - 1.0))
@@ -133,7 +132,7 @@ def _step_size(rule: Rule, eta: float, t: float) -> float:
     return eta
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _update(rule: Rule, y: float, p: float, eta: float, norm: float) -> float:
     """Multiple of the row to add: down the slope, or as far as the row's loss asks."""
     if rule.rate < PA1:
@@ -149,7 +148,7 @@ def _update(rule: Rule, y: float, p: float, eta: float, norm: float) -> float:
     return -step if y < p else step
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@inlined()
 def _rows(
     rule: Rule,
     v: np.ndarray,
@@ -216,7 +215,7 @@ def _rows(
     return t
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel()
 def sweep(
     rule: Rule,
     work: Work,
