@@ -6,9 +6,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +113,17 @@ def daskdml_sgd(path: Path, replicas: int) -> Result:
             return {"seconds": time.perf_counter() - began, **_solution(clf)}
 
 
-def daskdml_checkpointed(path: Path, work: str, where: str, every: str) -> Result:
-    """A fit of about half a minute that keeps checkpoints: in a folder, on S3, or nowhere.
+PLACES = (("", "nowhere"), ("60s", "disk"), ("1s", "disk"), ("60s", "s3"), ("1s", "s3"))
 
-    `resume` has the seconds that the same call takes once it has ended.
+
+def daskdml_checkpointed(path: Path, work: str, runs: int) -> Result:
+    """Fits that keep checkpoints, and one that does not, in turns on a running cluster.
+
+    By case: seconds of each run, of the same call once more when it has ended, and what was kept.
     """
     import daskdml
     from daskdml.io import open_dataset, open_ratings
+    from tests.servers.s3 import s3
 
     if work == "sgd":
         data: Any = open_dataset(path)
@@ -130,37 +132,31 @@ def daskdml_checkpointed(path: Path, work: str, where: str, every: str) -> Resul
         )
     else:
         data = open_ratings(path)
-        model = daskdml.MatrixFactorization(32, max_iter=20, tol=0.0, random_state=0)
-    with _cluster(2) as (client, _), _place(where) as (url, options):
-        keeping = {"checkpoint": url, "every": every, "storage_options": options} if url else {}
-        times = []
-        for _ in range(1 + bool(url)):
-            with daskdml.Engine(client, **keeping):
-                began = time.perf_counter()
-                model.fit(data)
-                times.append(time.perf_counter() - began)
-        size = None
-        if url:
-            from daskdml.engine.checkpoint import checkpoint_place, list_checkpoints
+        model = daskdml.MatrixFactorization(32, max_iter=12, tol=0.0, random_state=0)
+    found: Result = {" on ".join(place): {"seconds": [], "again": []} for place in PLACES}
+    with _cluster(2) as (client, _), s3() as server, tempfile.TemporaryDirectory() as folder:
+        for run in range(runs + 1):
+            for every, where in PLACES:
+                url = server.url(f"{run}-{every}") if where == "s3" else f"{folder}/{run}-{every}"
+                options = server.storage_options if where == "s3" else None
+                keep = {"checkpoint": url, "every": every, "storage_options": options}
+                case = found[f"{every} on {where}"]
+                for calls in ("seconds", "again") if every else ("seconds",):
+                    with daskdml.Engine(client, **(keep if every else {})):
+                        began = time.perf_counter()
+                        model.fit(data)
+                        case[calls].append(time.perf_counter() - began)
+                if every:
+                    case |= _kept(url, options)
+    return found
 
-            size = list_checkpoints(checkpoint_place(url, 0, 1, options))[1][0]
-    return {
-        "seconds": times[0], "resume": times[-1], "nbytes": size and size["nbytes"],
-        "written": size and size["number"],
-    }  # fmt: skip
 
+def _kept(url: str, options: Any) -> Result:
+    """How many checkpoints were written, and the size of the last."""
+    from daskdml.engine.checkpoint import checkpoint_place, list_checkpoints
 
-@contextmanager
-def _place(where: str) -> Iterator[tuple[str | None, Any]]:
-    """A folder for checkpoints: nowhere, on this disk, or on an S3 server of a process."""
-    if where == "s3":
-        from tests.servers.s3 import s3
-
-        with s3() as server:
-            yield server.url("fit"), server.storage_options
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield (f"{folder}/fit" if where == "disk" else None), None
+    last = list_checkpoints(checkpoint_place(url, 0, 1, options))[1][0]
+    return {"written": last["number"], "nbytes": last["nbytes"]}
 
 
 def daskdml_pca(path: Path, n_components: int) -> Result:

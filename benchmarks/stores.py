@@ -106,12 +106,14 @@ def _plain(paths: list[str], read: Read, at_once: int) -> float:
     return time.perf_counter() - began
 
 
-def _ours(store: Store) -> float:
+def _ours(store: Store, before: int) -> float:
+    """Seconds of a pass, so many others before it."""
     source = as_source(open_dataset(store.url, store.options))
     with Engine(memory_limit="2GB") as engine, engine.open(source, Needs(), once=True) as data:
-        began = time.perf_counter()
-        rows, _ = data.map_reduce(CountRows(), "read", parts=("X",))
-        seconds = time.perf_counter() - began
+        for _ in range(before + 1):
+            began = time.perf_counter()
+            rows, _ = data.map_reduce(CountRows(), "read", parts=("X",))
+            seconds = time.perf_counter() - began
     assert rows == source.n_rows
     return seconds
 
@@ -129,13 +131,14 @@ def stores(work: Workload, folder: Path, runs: int) -> list[dict[str, Any]]:
                 f"plain client, {n} at a time": partial(_plain, paths, store.read, n)
                 for n in AT_ONCE
             }
-            cases["daskdml, a pass"] = partial(_ours, store)
+            cases["daskdml, the first pass"] = partial(_ours, store, 0)
+            cases["daskdml, the second pass"] = partial(_ours, store, 1)
             times: dict[str, list[float]] = {name: [] for name in cases}
             for _ in range(runs + 1):  # the first ones warm up
                 for name, case in cases.items():
                     times[name].append(case())
             medians = {name: statistics.median(t[1:]) for name, t in times.items()}
-            best = min(medians[name] for name in list(cases)[:-1])
+            best = min(medians[name] for name in list(cases)[: len(AT_ONCE)])
             for name, seconds in medians.items():
                 spread = min(times[name][1:]), max(times[name][1:])
                 share = f"{best / seconds:.2f} of the best client's speed"

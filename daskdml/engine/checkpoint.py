@@ -218,7 +218,7 @@ def _pointer(fs: Any, path: str, url: str) -> tuple[dict[str, Any], list[dict[st
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        pointer = json.loads(text)
+        pointer = json.loads(bytes(text))
         fit, listed = dict(pointer["fit"]), list(pointer["checkpoints"])
         if not all(_NAME.fullmatch(e["name"]) and type(e["number"]) is int for e in listed):
             raise ValueError("names or numbers that no checkpoint has")

@@ -328,7 +328,7 @@ class RemoteLeftover:
     def _read(self) -> dict[str, Any]:
         with contextlib.suppress(FileNotFoundError):
             name = f"reading {self._url}: {RECORD}"
-            return _parsed(retrying(lambda: self._fs.cat_file(self._path), name))
+            return _parsed(bytes(retrying(lambda: self._fs.cat_file(self._path), name)))
         return {}
 
     def _put(self, **changes: Any) -> None:

@@ -313,7 +313,7 @@ class _RemoteStaging(_Staging):
             lambda: self._fs.cat_file(f"{self._path}/zarr.json"), f"reading {self._path}/zarr.json"
         )
         try:
-            return dict(json.loads(text)["attributes"]["daskdml"])
+            return dict(json.loads(bytes(text))["attributes"]["daskdml"])
         except (ValueError, KeyError, TypeError):
             return {}
 

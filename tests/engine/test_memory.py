@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -137,6 +138,29 @@ def test_what_was_fitted_once_can_be_used_and_fitted_again(tmp_path):
                 assert model.score(ds) > 0.9
                 model.predict(ds, out=str(tmp_path / f"{i}.zarr"))
         assert max(fit(limit).peak_memory_.values()) <= limit * 1_000_000
+
+
+@pytest.mark.cluster
+def test_two_fits_at_once_keep_one_promise(tmp_path):
+    """Blocks that one has pinned make room for the other; the data of both would not fit."""
+    rng, limit = np.random.default_rng(0), 400_000_000
+    X = rng.standard_normal((600_000, 100), dtype=np.float32)
+    urls = []
+    for k in range(2):
+        name = tmp_path / f"{k}.zarr"
+        urls.append(str(write_dataset(name, X, (X[:, k] > 0).astype(int), chunks=10_000).url))
+    with workers(2) as client:
+
+        def fit(url):
+            with Engine(client, memory_limit=limit):
+                return LogisticRegression(tol=1e-6).fit(url)
+
+        alone = [fit(url) for url in urls]
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(fit, urls))
+    for model, same in zip(both, alone, strict=True):
+        assert model.coef_.tobytes() == same.coef_.tobytes()
+        assert max(model.peak_memory_.values()) <= limit
 
 
 COLD = """
