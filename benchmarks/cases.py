@@ -136,7 +136,7 @@ def daskdml_checkpointed(path: Path, work: str, runs: int) -> Result:
     found: Result = {" on ".join(place): {"seconds": [], "again": []} for place in PLACES}
     with _cluster(2) as (client, _), s3() as server, tempfile.TemporaryDirectory() as folder:
         for run in range(runs + 1):
-            for every, where in PLACES:
+            for every, where in PLACES[:: 1 if run % 2 else -1]:
                 url = server.url(f"{run}-{every}") if where == "s3" else f"{folder}/{run}-{every}"
                 options = server.storage_options if where == "s3" else None
                 keep = {"checkpoint": url, "every": every, "storage_options": options}
@@ -157,6 +157,47 @@ def _kept(url: str, options: Any) -> Result:
 
     last = list_checkpoints(checkpoint_place(url, 0, 1, options))[1][0]
     return {"written": last["number"], "nbytes": last["nbytes"]}
+
+
+def daskdml_neighbours(path: Path, runs: int) -> Result:
+    """Seconds of a fit alone, of two at once, of their blocks, and of a neighbour's small tasks."""
+    from dask.distributed import Client
+
+    import daskdml
+    from daskdml.events import BlockEnd
+    from daskdml.io import open_dataset
+
+    data, found = open_dataset(path), {"alone": [], "first": [], "second": [], "blocks": []}
+    waits: Result = {"idle": [], "one fit": [], "two fits": []}
+
+    def seen(event: Any) -> None:
+        if isinstance(event, BlockEnd):
+            found["blocks"].append(event.read + event.decode + event.compute)
+
+    def fit(client: Any) -> float:
+        model = daskdml.SGDClassifier(loss="log_loss", max_iter=6, tol=None, random_state=0)
+        with daskdml.Engine(client, callbacks=[seen]):
+            began = time.perf_counter()
+            model.fit(data)
+            return time.perf_counter() - began
+
+    with _cluster(2) as (client, warm_up), Client(client.scheduler.address) as other:
+        warm_up(lambda: daskdml.SGDClassifier(loss="log_loss", max_iter=1, tol=None), path)
+        fit(client)
+        found["blocks"].clear()
+        with ThreadPoolExecutor(3) as pool:
+            for beside, n in (("idle", 0), ("one fit", 1), ("two fits", 2)) * runs:
+                tasks = [pool.submit(fit, c) for c in (client, other)[:n]]
+                end = time.perf_counter() + (0 if n else 3)
+                while time.perf_counter() < end or not all(task.done() for task in tasks):
+                    began = time.perf_counter()
+                    other.submit(abs, -1, pure=False).result()
+                    waits[beside].append(time.perf_counter() - began)
+                    time.sleep(0.05)
+                names = ("alone",) if n == 1 else ("first", "second")
+                for name, task in zip(names, tasks, strict=False):
+                    found[name].append(task.result())
+    return {**found, "waits": waits}
 
 
 def daskdml_pca(path: Path, n_components: int) -> Result:

@@ -65,8 +65,9 @@ def _arrays(path: str) -> tuple[Any, Any]:
 def fit_daskdml(path: str, client: Any, place: str, solver: str) -> np.ndarray:
     """LogisticRegression, or SGD for several epochs."""
     import daskdml
+    from daskdml.engine import run
 
-    daskdml.engine.run.GROUP_BYTES = 1  # a chunk is a block, as for the others
+    run.GROUP_BYTES = 1  # a chunk is a block, as for the others
     model: Any = daskdml.LogisticRegression(solver="lbfgs", tol=1e-9)
     if solver == "sgd":
         model = daskdml.SGDClassifier(max_iter=15, tol=None, random_state=0, n_replicas=2)

@@ -203,6 +203,23 @@ def checkpoints(work: Workload, folder: Path, runs: int) -> list[Row]:
     return rows
 
 
+def neighbours(work: Workload, folder: Path, runs: int) -> list[Row]:
+    """Two fits on one cluster, and a neighbour's small tasks beside none, one and two of them."""
+    found = run_case("daskdml_neighbours", path=work.write(folder), runs=runs)
+    cases = {
+        "one fit": found["alone"], "two at once, the first": found["first"],
+        "two at once, the second": found["second"], "blocks of these fits": found["blocks"],
+        **{f"a small task beside: {name}": waits for name, waits in found["waits"].items()},
+    }  # fmt: skip
+    rows: list[Row] = []
+    for case, times in cases.items():
+        spread = (min(times), max(times))
+        median = float(np.median(times))
+        name = f"{case}: {len(times)}, median {1000 * median:.0f} ms"
+        _add(rows, name, {"seconds": median, "spread": spread})
+    return rows
+
+
 REPORTS: dict[str, Callable[[Workload, Path, int], list[Row]]] = {
     "w1": second_order,
     "w1-sgd": sgd,
@@ -215,6 +232,7 @@ REPORTS: dict[str, Callable[[Workload, Path, int], list[Row]]] = {
     "overlap": overlapping,
     "stores": stores,
     "checkpoints": checkpoints,
+    "neighbours": neighbours,
 }
 
 

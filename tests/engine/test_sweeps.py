@@ -171,7 +171,7 @@ def large(tmp_path_factory):
     rng = np.random.default_rng(0)
     n = 1_700_000
     data = (rng.permutation(n), rng.permutation(n), rng.random(n, dtype=np.float32))
-    return convert_ratings(data, tmp_path_factory.mktemp("large") / "r.zarr", grid=(32, 32))
+    return convert_ratings(data, tmp_path_factory.mktemp("large") / "r.zarr", grid=(16, 16))
 
 
 @pytest.mark.cluster
