@@ -87,12 +87,12 @@ def fit_dask_ml(path: str, client: Any, place: str, solver: str) -> np.ndarray:
 
 def fit_xgboost(path: str, client: Any, place: str, solver: str) -> np.ndarray:
     """xgboost.dask, 60 rounds of histograms."""
-    import xgboost
+    from xgboost import dask as xgboost
 
     X, y = _arrays(path)
-    data = xgboost.dask.DaskDMatrix(client, X, y)
+    data = xgboost.DaskDMatrix(client, X, y)
     options = {"objective": "binary:logistic", "tree_method": "hist", "nthread": 1, "seed": 0}
-    found = xgboost.dask.train(client, options, data, num_boost_round=60)
+    found = xgboost.train(client, options, data, num_boost_round=60)
     return np.frombuffer(found["booster"].save_raw("ubj"), np.uint8)
 
 
@@ -178,7 +178,6 @@ FITS = {
     "daskdml lbfgs": (fit_daskdml, "lbfgs"),
     "daskdml sgd": (fit_daskdml, "sgd"),
     "dask-ml lbfgs": (fit_dask_ml, "lbfgs"),
-    "dask-ml admm": (fit_dask_ml, "admm"),
     "xgboost.dask": (fit_xgboost, ""),
     "lightgbm.dask": (fit_lightgbm, ""),
     "Spark MLlib": (fit_spark, "spark"),
