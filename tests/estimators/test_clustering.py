@@ -141,10 +141,9 @@ def _smallest(kind, rows):
 
 @pytest.mark.cluster
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [1, 4])
-def test_the_same_bits_on_any_number_of_workers(n, stored, many_groups):
-    """1 and 4 worker processes get the bits of none."""
-    with workers(n) as client:
+def test_the_same_bits_on_four_workers(stored, many_groups):
+    """Four worker processes get the bits of none."""
+    with workers(4) as client:
         for kind in MODELS:
             assert fitted(kind, stored, client) == fitted(kind, stored, Inline())
 

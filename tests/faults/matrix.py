@@ -257,7 +257,7 @@ def undisturbed(work: str, base: Path, folder: Path, times: int = 1) -> Undistur
         client = site.call(work)
         client.begins.wait()
         begins = time.monotonic() - began
-        client.wait()
+        client.wait(120 * times)
         assert client.end is not None, client.errors
         assert not client.end["left"], client.end["left"]
         return Undisturbed(

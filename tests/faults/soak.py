@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--times", type=int, default=20, help="how much longer the fits are")
+    parser.add_argument("--times", type=int, default=4, help="how much longer the fits are")
     args = parser.parse_args()
     began = time.monotonic()
     done = soak(args.kills, args.seed, args.times)

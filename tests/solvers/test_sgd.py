@@ -140,9 +140,9 @@ def clusters():
 
 @pytest.mark.cluster
 @pytest.mark.slow
-@pytest.mark.parametrize("n_workers", [1, 2, 4])
+@pytest.mark.parametrize("n_workers", [1, 4])
 def test_same_bits_on_worker_processes(dataset, clusters, n_workers):
-    """One, two and four processes give the bits of a single thread."""
+    """One and four processes give the bits of a single thread."""
     for n_replicas, s in [(2, 3), (3, 0), (3, 1)]:
         with Engine(client=Inline()):
             expected = bits(classifier(n_replicas=n_replicas, staleness=s).fit(dataset))
