@@ -15,6 +15,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from psutil import Process
+
 from tests.engine.processes import Processes
 from tests.faults.matrix import Client, Site, Undisturbed, copy, undisturbed
 from tests.faults.work import prepare
@@ -23,6 +25,7 @@ FITS = ("sgd", "als", "dsgd")
 WEIGHTS = {"worker": 6, "client": 2, "scheduler": 1}
 MEAN_GAP = 1.5  # seconds of work between two kills
 LONG = 300.0  # seconds that nothing takes
+MEMORY = 300_000_000  # bytes that no scheduler has in the end; a new one takes 135 MB
 
 
 @dataclass
@@ -33,6 +36,8 @@ class Soak:
     ----------
     seed : int
         Of who is killed, and when.
+    works : tuple of str
+        Fits that share the kills.
     kills : Counter
         Of each kind.
     fits : list of str
@@ -40,6 +45,7 @@ class Soak:
     """
 
     seed: int
+    works: tuple[str, ...] = FITS
     kills: Counter[str] = field(default_factory=Counter)
     fits: list[str] = field(default_factory=list)
 
@@ -50,20 +56,28 @@ class Soak:
         """Kill n processes."""
         wholes: dict[str, Undisturbed] = {}
         while self.kills.total() < n:
-            work = FITS[len(self.fits) % len(FITS)]
+            work = self.works[len(self.fits) % len(self.works)]
             if work not in wholes:
                 wholes[work] = undisturbed(work, base, scratch / f"whole-{work}", times)
             folder = scratch / f"fit-{len(self.fits)}"
             site = Site(copy(base, folder), str(folder / "rows.zarr"), times=times)
             with site.stack:
-                end = self._fit(site, work, n)
+                end = self._fit(site, work, self._share(n))
+                memory = Process(site.cluster.scheduler.pid).memory_info().rss
             if end["digest"] != wholes[work].digest or end["left"]:
                 raise AssertionError(f"seed {self.seed}, {work}: {end} is not {wholes[work]}")
+            if memory > MEMORY:
+                raise AssertionError(f"seed {self.seed}, {work}: the scheduler has {memory} bytes")
             left = sorted(path.name for path in (folder / f"{work}.fit").iterdir())
             if len(left) != 3 or "latest.json" not in left:
                 raise AssertionError(f"seed {self.seed}, {work}: files left behind: {left}")
+            print(f"{work}: the same bits after {self.kills.total()} kills", flush=True)
             shutil.rmtree(folder)
             self.fits.append(work)
+
+    def _share(self, n: int) -> int:
+        """After how many kills of n the next fit is left alone."""
+        return min(n * (len(self.fits) + 1) // len(self.works), n)
 
     def _fit(self, site: Site, work: str, n: int) -> dict[str, object]:
         client = site.call(work)
@@ -108,13 +122,13 @@ class Soak:
             raise AssertionError(f"seed {self.seed}: {client.errors[-3000:]}")
 
 
-def soak(kills: int, seed: int, times: int) -> Soak:
+def soak(kills: int, seed: int, times: int, works: tuple[str, ...] = FITS) -> Soak:
     """Kill so many processes; gives what happened."""
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch) / "base"
         base.mkdir()
         prepare(base)
-        done = Soak(seed)
+        done = Soak(seed, works)
         done.run(kills, base, Path(scratch), times)
         return done
 
@@ -130,7 +144,7 @@ def main() -> None:
     done = soak(args.kills, args.seed, args.times)
     print(
         f"{done.kills.total()} kills ({dict(done.kills)}) in {time.monotonic() - began:.0f} s over "
-        f"{len(done.fits)} fits, each with the bits it has undisturbed, and nothing left behind"
+        f"{', '.join(done.fits)}, each with the bits it has undisturbed, and nothing left behind"
     )
 
 
