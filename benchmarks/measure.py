@@ -61,12 +61,15 @@ class _Peak(threading.Thread):
             time.sleep(0.05)
 
 
+def spread_of(times: list[float]) -> dict[str, Any]:
+    """The median of some seconds, with the smallest and the largest of them."""
+    return {"seconds": statistics.median(times), "spread": (min(times), max(times))}
+
+
 def median_run(times: int, name: str, **arguments: Any) -> dict[str, Any]:
     """The run of median `seconds` of several, with the smallest and the largest of them."""
     runs = sorted((run_case(name, **arguments) for _ in range(times)), key=lambda r: r["seconds"])
-    seconds = [r["seconds"] for r in runs]
-    middle = dict(runs[len(runs) // 2])
-    return {**middle, "seconds": statistics.median(seconds), "spread": (seconds[0], seconds[-1])}
+    return {**runs[len(runs) // 2], **spread_of([r["seconds"] for r in runs])}
 
 
 def objective(path: Path, result: dict[str, Any], C: float = 1.0) -> float:

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data import Workload
-from benchmarks.measure import covariance, inertia_of_labels, median_run, objective, run_case
+from benchmarks.measure import (
+    covariance,
+    inertia_of_labels,
+    median_run,
+    objective,
+    run_case,
+    spread_of,
+)
 from benchmarks.stores import stores
 
 Row = dict[str, Any]
@@ -191,15 +198,13 @@ def checkpoints(work: Workload, folder: Path, runs: int) -> list[Row]:
         del found["peak"]
         plain = 0.0
         for case, result in found.items():
-            times = result["seconds"][1:]  # the first ones warm up
-            seconds, told = float(np.median(times)), "no checkpoints"
-            plain = plain or seconds
+            times = spread_of(result["seconds"][1:])  # the first ones warm up
+            told, plain = "no checkpoints", plain or times["seconds"]
             if "written" in result:
                 kept = f"{result['written']} of {result['nbytes'] / 1e6:.2f} MB"
                 again = f"once more: {np.median(result['again']):.2f} s"
-                told = f"{case}: {kept}, {seconds / plain - 1:+.1%}; {again}"
-            spread = (min(times), max(times))
-            _add(rows, f"{name}, {told}", {"seconds": seconds, "spread": spread})
+                told = f"{case}: {kept}, {times['seconds'] / plain - 1:+.1%}; {again}"
+            _add(rows, f"{name}, {told}", times)
     return rows
 
 
@@ -213,10 +218,9 @@ def neighbours(work: Workload, folder: Path, runs: int) -> list[Row]:
     }  # fmt: skip
     rows: list[Row] = []
     for case, times in cases.items():
-        spread = (min(times), max(times))
-        median = float(np.median(times))
-        name = f"{case}: {len(times)}, median {1000 * median:.0f} ms"
-        _add(rows, name, {"seconds": median, "spread": spread})
+        row = spread_of(times)
+        name = f"{case}: {len(times)}, median {1000 * row['seconds']:.0f} ms"
+        _add(rows, name, row)
     return rows
 
 

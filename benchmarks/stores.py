@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import Workload
+from benchmarks.measure import spread_of
 from daskdml import Engine
 from daskdml.engine.memory import Needs
 from daskdml.io import open_dataset, write_dataset
@@ -137,12 +137,9 @@ def stores(work: Workload, folder: Path, runs: int) -> list[dict[str, Any]]:
             for _ in range(runs + 1):  # the first ones warm up
                 for name, case in cases.items():
                     times[name].append(case())
-            medians = {name: statistics.median(t[1:]) for name, t in times.items()}
-            best = min(medians[name] for name in list(cases)[: len(AT_ONCE)])
-            for name, seconds in medians.items():
-                spread = min(times[name][1:]), max(times[name][1:])
-                share = f"{best / seconds:.2f} of the best client's speed"
-                rows.append(
-                    {"case": f"{store.name}, {name}: {share}", "seconds": seconds, "spread": spread}
-                )
+            found = {name: spread_of(t[1:]) for name, t in times.items()}
+            best = min(found[name]["seconds"] for name in list(cases)[: len(AT_ONCE)])
+            for name, row in found.items():
+                share = f"{best / row['seconds']:.2f} of the best client's speed"
+                rows.append({"case": f"{store.name}, {name}: {share}", **row})
     return rows
