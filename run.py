@@ -91,6 +91,7 @@ def docs_command() -> list[str]:
 def run_python(python: Path, arguments: list[str]) -> int:
     """Run `python` with `arguments` at the project's root and return its exit code."""
     env = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of workers would compile the package anew
     return subprocess.run([str(python), *arguments], cwd=ROOT, env=env).returncode
 
 

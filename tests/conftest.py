@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from typing import Any
+from unittest.mock import patch
 
+import dask
 import pytest
 
 from tests.servers.hdfs import HdfsServer, Missing, hdfs
@@ -21,13 +25,28 @@ def s3_server() -> Iterator[S3Server]:
         yield server
 
 
+def _fork_server() -> None:
+    """Start, once, the process that workers are forked from: it has imported what they will need.
+
+    Their environment is its own, so it has what Dask's nannies set for those they spawn.
+    """
+    needed = ("numba", "sklearn.base", "daskdml.io", "daskdml.estimators", "daskdml.engine.tasks")
+    forkserver.set_forkserver_preload(["distributed.nanny", *needed])
+    environment = dask.config.get("distributed.nanny.pre-spawn-environ")
+    with patch.dict(os.environ, {name: str(value) for name, value in environment.items()}):
+        forkserver.ensure_running()
+
+
 @contextlib.contextmanager
-def workers(n: int, **kwargs: Any) -> Iterator[Any]:
+def workers(n: int, method: str = "forkserver", **kwargs: Any) -> Iterator[Any]:
     """Give a client of n worker processes with one thread each."""
     from distributed import Client, LocalCluster
 
+    if method == "forkserver":
+        _fork_server()
     options = {"threads_per_worker": 1, "dashboard_address": None, "memory_limit": "1GB"}
     with (
+        dask.config.set({"distributed.worker.multiprocessing-method": method}),
         LocalCluster(n_workers=n, processes=True, **(options | kwargs)) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from decimal import Decimal
+from itertools import product
+from random import Random
 
 import numpy as np
 import pytest
@@ -83,26 +85,28 @@ def _at_every_pass(X, y, s, C: float, solver: str) -> list[LogisticRegression]:
     return models
 
 
-@pytest.mark.parametrize("dtype", ["f8", "f4"])
-@pytest.mark.parametrize("kind", ["noisy", "separable", "three"])
-@pytest.mark.parametrize("rows", ROWS)
-def test_logistic_gaps_are_never_below_the_truth(rows, kind, dtype):
-    """At every pass, for any C, from a hopeless Hessian to a perfect one."""
+KINDS = ("noisy", "separable", "three")
+EVERY_C = (1e-6, 1.0, 1e6, np.inf)
+CASES = [*product(ROWS, KINDS, ("f8", "f4"), EVERY_C)]
+
+
+@pytest.mark.parametrize(("rows", "kind", "dtype", "C"), sorted(Random(0).sample(CASES, 120)))
+def test_logistic_gaps_are_never_below_the_truth(rows, kind, dtype, C):
+    """At every pass, for any C, from a hopeless Hessian to a perfect one: half of all cases."""
     X = ROWS[rows].astype(dtype)
     y = _targets(kind, X.astype("f8"))
-    for C in (1e-6, 1.0, 1e6, np.inf):
-        s = np.random.default_rng(2).uniform(0.5, 2, N) if C == 1 else np.ones(N)
-        l2 = 0.0 if np.isinf(C) else 1 / (C * s.sum())
-        exact = _exact(X, y, s, l2, "multinomial" if kind == "three" else "logistic")
-        models = _at_every_pass(X, y, s, C, "lbfgs") + _at_every_pass(X, y, s, C, "newton")
-        no_minimum = kind == "separable" and np.isinf(C)
-        best = Decimal(0) if no_minimum else exact.optimum(_parameters(models[-1]))
-        for model in models:
-            _check(model, exact, best)
+    s = np.random.default_rng(2).uniform(0.5, 2, N) if C == 1 else np.ones(N)
+    l2 = 0.0 if np.isinf(C) else 1 / (C * s.sum())
+    exact = _exact(X, y, s, l2, "multinomial" if kind == "three" else "logistic")
+    models = _at_every_pass(X, y, s, C, "lbfgs") + _at_every_pass(X, y, s, C, "newton")
+    no_minimum = kind == "separable" and np.isinf(C)
+    best = Decimal(0) if no_minimum else exact.optimum(_parameters(models[-1]))
+    for model in models:
+        _check(model, exact, best)
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f4"])
-@pytest.mark.parametrize("C", [1e-6, 1.0, 1e6, np.inf])
+@pytest.mark.parametrize("C", EVERY_C)
 def test_gaps_of_five_weighted_classes(C, dtype):
     """The same for five classes of weighted rows."""
     X = ROWS["condition 1e4"].astype(dtype)

@@ -15,6 +15,9 @@ from daskdml import LogisticRegression
 from daskdml.io import write_dataset
 
 
+TOLS = (1e-1, 1e-4, 1e-8)
+
+
 @pytest.fixture(autouse=True)
 def many_groups(monkeypatch):
     """Each chunk is a group, so that some of them are a sample."""
@@ -55,7 +58,7 @@ def test_certificates_with_hessians_of_a_part(rows, n_classes, C, tmp_path):
     best = LogisticRegression(C=C, solver="newton", tol=1e-14, max_iter=30).fit(ds).certificate_
     with warnings.catch_warnings():
         warnings.simplefilter("error", ConvergenceWarning)
-        for tol in (1e-1, 1e-2, 1e-4, 1e-6, 1e-8):
+        for tol in TOLS:
             model = LogisticRegression(C=C, solver="lbfgs", tol=tol).fit(ds)
             ratio = gap_over_truth(model, best.objective)
             if model.certificate_.rigorous:
@@ -71,7 +74,7 @@ def check_estimates(ds, C, n_classes):
         warnings.simplefilter("ignore", ConvergenceWarning)
         exact = LogisticRegression(C=C, solver="newton", tol=1e-14, max_iter=30).fit(ds)
     best = exact.certificate_.objective
-    for tol in (1e-1, 1e-2, 1e-4, 1e-6, 1e-8):
+    for tol in TOLS:
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)
             model = LogisticRegression(C=C, solver="lbfgs", tol=tol).fit(ds)
