@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 from daskdml import Engine, LogisticRegression, MiniBatchKMeans, Ridge
+from daskdml.engine.cache import PINNED
 from daskdml.engine.checkpoint import CheckpointError
+from daskdml.engine.memory import Needs
 from daskdml.events import Message, PassEnd
 from daskdml.io import open_dataset, write_dataset
+from daskdml.io.sources import as_source
 from tests.conftest import workers
 
 SOLVERS = {"newton": {"tol": 1e-9}, "lbfgs": {"tol": 1e-9}, "sgd": {"tol": 1e-4}}
@@ -153,6 +156,15 @@ def test_seeds_that_were_drawn_are_kept(rows, tmp_path):
     plain = LogisticRegression(solver="sgd", random_state=None)
     plain._replicas = lambda: type(model._replicas())(None, 0, seed)
     assert np.array_equal(plain.fit(open_dataset(rows)).coef_, model.coef_)
+
+
+def test_telling_rows_apart_takes_no_memory_from_the_fit(rows):
+    """The rows that are looked at stay in memory only once the fit itself has read them."""
+    with Engine(memory_limit="2GB").open(as_source(open_dataset(rows)), Needs()) as data:
+        data.identity("fit")
+        assert PINNED.get(data.token, 0) is None
+        data.map_reduce(lambda block: block.n_rows, "count")
+        assert PINNED.get(data.token, 0) is not None
 
 
 def test_time_between_checkpoints(rows, tmp_path):

@@ -14,7 +14,6 @@ import daskdml.solvers.precondition
 from daskdml import LogisticRegression
 from daskdml.io import write_dataset
 
-
 TOLS = (1e-1, 1e-4, 1e-8)
 
 
