@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import re
 import time
 import warnings
@@ -19,8 +20,14 @@ from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.states import DamagedError, decode_state, digest, encode_state
 from daskdml.io.store import filesystem, is_local, resolve_url, retrying
 
+FORMAT = 1
+"""Of checkpoints."""
+
+LATEST = 2**37
+"""Seconds since 1970 that `datetime` still knows."""
+
 POINTER = "latest.json"
-PROBE = "probe"
+PROBE, PROBE_NBYTES = "probe", 10_000  # a full disk still takes empty files
 _NAME = re.compile(r"[0-9]{6,}\.state")
 
 
@@ -88,7 +95,7 @@ class Checkpoints:
         """
         ours = json.loads(json.dumps(dict(fingerprint)))
         theirs = ours if self._fit is None else self._fit
-        for key in sorted(set(theirs) | set(ours)):
+        for key in sorted(set(theirs) | set(ours), key=_told_first):
             a, b = theirs.get(key), ours.get(key)
             if a != b:
                 raise CheckpointError(
@@ -112,8 +119,11 @@ class Checkpoints:
             name = f"{self.place.url}/{entry['name']}"
             try:
                 encoded = retrying(lambda n=entry["name"]: self._get(n), f"reading {name}")  # type: ignore[misc]
-                return decode_state(encoded)
-            except (FileNotFoundError, DamagedError) as error:
+                mark, state = decode_state(encoded)
+                if mark != self.mark:
+                    raise DamagedError("it is of another fit")
+                return state
+            except (FileNotFoundError, IsADirectoryError, TypeError, ValueError) as error:
                 why = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
                 warnings.warn(
                     f"the checkpoint {name} is damaged ({why}); the one before it is taken, or the "
@@ -157,7 +167,10 @@ class Checkpoints:
 
     def _write(self, state: Callable[[], Any], facts: dict[str, Any]) -> None:
         number = 1 + max((entry["number"] for entry in self._listed), default=0)
-        name, encoded = f"{number:06d}.state", encode_state(state())
+        name, encoded = f"{number:06d}.state", encode_state([self.mark, state()])
+        found = _pointer(self._fs, self._path, self.place.url)
+        if found is not None and found[1] and found[0] != self._fit:
+            raise CheckpointError("another fit has begun to keep its own there; name another URL")
         retrying(lambda: self._put(name, encoded), f"writing {self.place.url}/{name}")
         entry = {"number": number, "name": name, "nbytes": len(encoded), "written": time.time()}
         listed = [entry | facts, *self._listed]
@@ -168,19 +181,24 @@ class Checkpoints:
 
     def _try_to_write(self) -> None:
         """Find out now, not after the first minute, whether checkpoints can be written."""
+        url = self.place.url
         try:
+            if self._fs.exists(f"{self._path}/zarr.json"):
+                raise FileExistsError("there is a data set or an array")
             if self._renames:
                 self._fs.makedirs(self._path, exist_ok=True)
-            retrying(lambda: self._put(PROBE, b""), f"writing {self.place.url}/{PROBE}")
+            retrying(lambda: self._put(PROBE, b"0" * PROBE_NBYTES), f"writing {url}/{PROBE}")
             self._remove(PROBE)
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        except (ConnectionError, TimeoutError):
+            raise  # they say what does not answer
+        except OSError as error:
             raise type(error)(
-                f"checkpoints cannot be written at {self.place.url}: {error}; name a folder in "
-                "which you may write"
+                f"checkpoints cannot be written at {url}: {error}; name a folder in which you may "
+                "write, and that has room"
             ) from error
 
     def _put_pointer(self, listed: list[dict[str, Any]]) -> None:
-        text = json.dumps({"format": 1, "fit": self._fit, "checkpoints": listed}, indent=1)
+        text = json.dumps({"format": FORMAT, "fit": self._fit, "checkpoints": listed}, indent=1)
         name = f"{self.place.url}/{POINTER}"
         retrying(lambda: self._put(POINTER, text.encode()), f"writing {name}")
 
@@ -217,16 +235,36 @@ def _pointer(fs: Any, path: str, url: str) -> tuple[dict[str, Any], list[dict[st
         text = retrying(lambda: fs.cat_file(f"{path}/{POINTER}"), f"reading {name}")
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except IsADirectoryError:
+        text = b""
     try:
         pointer = json.loads(bytes(text))
+        if pointer["format"] != FORMAT:
+            raise ValueError(f"format {pointer['format']!r}")
         fit, listed = dict(pointer["fit"]), list(pointer["checkpoints"])
-        if not all(_NAME.fullmatch(e["name"]) and type(e["number"]) is int for e in listed):
-            raise ValueError("names or numbers that no checkpoint has")
+        if not all(_is_entry(entry) for entry in listed):
+            raise ValueError("what no checkpoint has")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{name} is no list of checkpoints; name another URL, or remove it"
         ) from error
     return fit, listed
+
+
+def _is_entry(entry: dict[str, Any]) -> bool:
+    """Whether what a pointer lists may be a checkpoint."""
+    numbers = [entry["written"], *(entry[k] for k in ("objective", "gap") if entry[k] is not None)]
+    return (
+        bool(_NAME.fullmatch(entry["name"]))
+        and all(type(entry[k]) is int for k in ("number", "nbytes", "n_iter"))
+        and all(type(number) in (int, float) for number in numbers)
+        and 0 <= entry["written"] < LATEST
+    )
+
+
+def _told_first(key: str) -> tuple[bool, str]:
+    """The order in which differences are looked for: another estimator has other parameters."""
+    return key not in ("estimator", "version"), key
 
 
 def recall(place: CheckpointPlace, key: str) -> Any:
@@ -266,12 +304,14 @@ def checkpoint_place(
     """
     try:
         seconds = float(parse_timedelta(every))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"every={every!r} is no time; give seconds, or a number and a unit as in '60s'"
         ) from error
     if not 0 <= seconds < math.inf:
         raise ValueError(f"every={every!r} is no time between checkpoints; give seconds, or '60s'")
-    if keep < 1:
-        raise ValueError(f"keep={keep}: at least one checkpoint has to stay")
+    if type(keep) is not int or keep < 1:
+        raise ValueError(f"keep={keep!r}: at least one checkpoint has to stay, a whole number")
+    if not isinstance(url, str | os.PathLike) or not os.fspath(url):
+        raise ValueError(f"checkpoint={url!r} names no folder; give a path or a URL")
     return CheckpointPlace(resolve_url(url), seconds, keep, quiet(options))

@@ -11,6 +11,10 @@ from typing import Any
 from daskdml.engine.survey import Fact
 
 
+MOST_URGENT = 1_000_000_000
+"""Of priorities; one that needs more than 64 bits would end Dask's connections."""
+
+
 @dataclass(frozen=True)
 class Share:
     """What an engine was told of the cluster's other users; see `Engine`."""
@@ -30,12 +34,16 @@ class Share:
         for name, amount in self.resources.items():
             if not (_is_number(amount) and 0 < amount < inf):
                 raise ValueError(
-                    f"resources={dict(self.resources)!r}: the amount of {name!r} must be above 0"
+                    f"resources={dict(self.resources)!r}: the amount of {name!r} must be a number "
+                    "above 0"
                 )
         if not (isinstance(self.min_workers, int) and self.min_workers >= 1):
             raise ValueError(f"min_workers={self.min_workers!r} must be a number of at least 1")
-        if not isinstance(self.priority, int):
-            raise ValueError(f"priority={self.priority!r} must be an integer")
+        if type(self.priority) is not int or abs(self.priority) > MOST_URGENT:
+            raise ValueError(
+                f"priority={self.priority!r} must be an integer of at most {MOST_URGENT:,}, or as "
+                "much below 0"
+            )
         if self.workers is not None and not self.workers:
             raise ValueError("workers=[] leaves nobody to work; name some, or leave it out")
 
@@ -131,6 +139,8 @@ def share_of(
     ValueError
         If one of them makes no sense; says which.
     """
+    if resources is not None and not isinstance(resources, Mapping):
+        raise ValueError(f"resources={resources!r} must be a dict, as in {{'GPU': 1}}")
     several = [workers] if isinstance(workers, str | int) else workers
     named = None if several is None else tuple(str(worker) for worker in several)
     return Share(priority, max_share, dict(resources or {}), named, min_workers)
