@@ -9,7 +9,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +57,14 @@ class CheckpointPlace:
     options: StorageOptions | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A state, and the names of what lies elsewhere that it relies on."""
+
+    state: Any
+    names: tuple[str, ...]
+
+
 class Checkpoints:
     """Checkpoints of one fit: objects ``<number>.state``, and a pointer that is put last.
 
@@ -73,8 +81,8 @@ class Checkpoints:
         self._writing: Future[None] | None = None
         self._last = time.monotonic()
         self._fit: dict[str, Any] | None = None
-        self.claimed = False
         self._listed: list[dict[str, Any]] = []
+        self._damaged: list[dict[str, Any]] = []
         self._try_to_write()
         found = _pointer(self._fs, self._path, place.url)
         if found is not None and found[1]:
@@ -102,7 +110,7 @@ class Checkpoints:
                     f"{self.place.url} has checkpoints of another fit: {key} was {a!r} and is now "
                     f"{b!r}; name another URL, or remove that folder"
                 )
-        self._fit, self.claimed = ours, True
+        self._fit = ours
 
     def recall(self, key: str) -> Any:
         """What the fingerprint of the checkpoints that are there says, or None."""
@@ -113,16 +121,31 @@ class Checkpoints:
         """Digits of the fit that was claimed."""
         return digest(self._fit)
 
-    def load(self) -> Any:
-        """The newest state that is whole, or None where there is none."""
-        for entry in self._listed:
+    @property
+    def names(self) -> set[str]:
+        """Of what lies elsewhere, and the checkpoints that there are rely on."""
+        return {name for entry in self._listed for name in entry.get("names", ())}
+
+    def load(self, there: Collection[str] = ()) -> Loaded | None:
+        """The newest state that is whole, or None where there is none.
+
+        Parameters
+        ----------
+        there : collection of str
+            Names of what lies elsewhere; a state that relies on anything else is not whole.
+        """
+        for entry in list(self._listed):
             name = f"{self.place.url}/{entry['name']}"
             try:
                 encoded = retrying(lambda n=entry["name"]: self._get(n), f"reading {name}")  # type: ignore[misc]
                 mark, state = decode_state(encoded)
                 if mark != self.mark:
                     raise DamagedError("it is of another fit")
-                return state
+                names = tuple(entry.get("names", ()))
+                missing = [each for each in names if each not in there]
+                if missing:
+                    raise DamagedError(f"{missing[0]}, which it names, is gone")
+                return Loaded(state, names)
             except (FileNotFoundError, IsADirectoryError, TypeError, ValueError) as error:
                 why = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
                 warnings.warn(
@@ -130,6 +153,8 @@ class Checkpoints:
                     "fit begins anew",
                     RuntimeWarning, stacklevel=2,
                 )  # fmt: skip
+                self._listed.remove(entry)
+                self._damaged.append(entry)
         return None
 
     def offer(self, state: Callable[[], Any], facts: Mapping[str, Any], now: bool = False) -> bool:
@@ -166,7 +191,8 @@ class Checkpoints:
             )  # fmt: skip
 
     def _write(self, state: Callable[[], Any], facts: dict[str, Any]) -> None:
-        number = 1 + max((entry["number"] for entry in self._listed), default=0)
+        known = [*self._listed, *self._damaged]
+        number = 1 + max((entry["number"] for entry in known), default=0)
         name, encoded = f"{number:06d}.state", encode_state([self.mark, state()])
         found = _pointer(self._fs, self._path, self.place.url)
         if found is not None and found[1] and found[0] != self._fit:
@@ -175,8 +201,9 @@ class Checkpoints:
         entry = {"number": number, "name": name, "nbytes": len(encoded), "written": time.time()}
         listed = [entry | facts, *self._listed]
         self._put_pointer(listed[: self.place.keep])
-        for old in listed[self.place.keep :]:
-            self._remove(old["name"])
+        for old in [*listed[self.place.keep :], *self._damaged]:
+            with contextlib.suppress(IsADirectoryError):
+                self._remove(old["name"])
         self._listed = listed[: self.place.keep]
 
     def _try_to_write(self) -> None:
@@ -259,6 +286,7 @@ def _is_entry(entry: dict[str, Any]) -> bool:
         and all(type(entry[k]) is int for k in ("number", "nbytes", "n_iter"))
         and all(type(number) in (int, float) for number in numbers)
         and 0 <= entry["written"] < LATEST
+        and all(type(name) is str for name in entry.get("names", ()))
     )
 
 

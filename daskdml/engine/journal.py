@@ -60,8 +60,10 @@ class Journal:
     def begin(self, label: str) -> Entry:
         """What is known of the pass that comes next."""
         self._at += 1
-        if self._at <= len(self._entries):
-            return self._entries[self._at - 1]
+        known = self._entries[self._at - 1 :]
+        if known and known[0].label == label:
+            return known[0]
+        del self._entries[self._at - 1 :]  # what was found on another way
         return Entry(label)
 
     def reached(self, entry: Entry) -> None:

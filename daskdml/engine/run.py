@@ -364,6 +364,7 @@ class Data(Opened):
 
     def _first(self, error: DataError) -> DataError:
         """The first bad row of the data, one that cannot be used having been found somewhere."""
+        self.journal.stop()  # the pass is broken off; what is sought now is no part of the fit
         in_rows = error.column is not None
         parts = ("X",) if in_rows else ("y", "sample_weight")
         earlier = [g for g in self.groups if g.stop <= error.row]

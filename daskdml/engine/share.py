@@ -10,7 +10,6 @@ from typing import Any
 
 from daskdml.engine.survey import Fact
 
-
 MOST_URGENT = 1_000_000_000
 """Of priorities; one that needs more than 64 bits would end Dask's connections."""
 

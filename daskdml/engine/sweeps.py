@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -73,7 +73,8 @@ class Sweeps(Opened):
         self._alive: set[str] = set()
         self._replaced: set[str] = set()
         self._spared: set[str] = set()
-        self._checkpointed: list[set[str]] = []
+        self._offered: set[str] = set()
+        self.checkpointed: Callable[[], set[str]] = set  # names that checkpoints rely on
         self._cut = time.monotonic()
         self.require(needs, rehearse)
 
@@ -420,7 +421,7 @@ class Sweeps(Opened):
     def _forget(self, *names: str | None) -> None:
         """Remove factors, now or once they are spared no longer."""
         self._replaced |= {name for name in names if name in self._alive}
-        for name in self._replaced - self._spared.union(*self._checkpointed):
+        for name in self._replaced - self._spared - self._offered - self.checkpointed():
             assert self.store is not None
             self.store.remove(name)
             self._alive.remove(name)
@@ -432,12 +433,9 @@ class Sweeps(Opened):
         self._spared = _names(users, items)
         self._forget(*before)
 
-    def spare_for_checkpoint(self, *sides: Held) -> None:
-        """Keep what a checkpoint names, until as many newer ones were begun as will stay."""
-        place = self.engine.checkpoint
-        assert place is not None
-        # One is being written, which will replace the oldest.
-        self._checkpointed = [_names(*sides), *self._checkpointed][: place.keep + 1]
+    def spare_for_checkpoint(self, names: Iterable[str]) -> None:
+        """Keep what a checkpoint names that is being written; once it is, it is `checkpointed`."""
+        self._offered = set(names)
         self._forget()
 
     def identity(self, label: str) -> str:
@@ -468,8 +466,8 @@ class Sweeps(Opened):
         return Held([Step((rows,)) for rows in written])
 
     def settle(self, users: Held, items: Held) -> None:
-        """Remove all factors from the store but these."""
-        self._checkpointed = []
+        """Remove all factors from the store but these, and those that checkpoints rely on."""
+        self._offered = set()
         self.spare(users, items)
         self._forget(*(self._alive - self._spared))
 

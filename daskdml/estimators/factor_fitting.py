@@ -95,7 +95,10 @@ def fit_factors(
         Sweeps(engine, ratings, tiles, width, needs, store, paired, rehearse) as data,
         running(data, f"factorization-{task.solver}", task.began, resumable=whole) as run,
     ):
-        saved = resume(run, task.parameters, seed=model.seed) if task.parameters else None
+        if run.checkpoints is not None:
+            data.checkpointed = partial(getattr, run.checkpoints, "names")
+        there = () if store is None else store.names()
+        saved = resume(run, task.parameters, there, seed=model.seed) if task.parameters else None
         if store is not None:
             store.begin(None if run.checkpoints is None else run.checkpoints.mark, saved is None)
             data.adopt()
@@ -106,8 +109,10 @@ def fit_factors(
                 store.discard()
             raise
         users, items = solution.state.answer
+        now = solution.state
+        run.finish(replace(solution, state=now.written(data)), report_of(now), now.names)
+        run.close()
         data.settle(users, items)
-        run.finish(replace(solution, state=solution.state.written(data)), report_of(solution.state))
         tables = _table(data, "user", users, model.width), _table(data, "item", items, model.width)
     last = run.history[-1]
     return tables, {

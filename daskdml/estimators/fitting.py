@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral
@@ -87,7 +87,9 @@ class Fitted:
     attributes: dict[str, Any]
 
 
-def resume(run: RunOf[Any], parameters: Mapping[str, Any], **more: Any) -> Saved | None:
+def resume(
+    run: RunOf[Any], parameters: Mapping[str, Any], there: Collection[str] = (), **more: Any
+) -> Saved | None:
     """Where an earlier call of a fit stood, or None: what its result depends on is compared.
 
     Parameters
@@ -95,6 +97,8 @@ def resume(run: RunOf[Any], parameters: Mapping[str, Any], **more: Any) -> Saved
     run : Run
     parameters : mapping
         Of the estimator; ``random_state`` is left out, for what was drawn by it counts.
+    there : collection of str
+        Names of what lies elsewhere, for states that rely on it.
     **more
         What else the result depends on: numbers, or what `digest` tells apart.
     """
@@ -104,7 +108,7 @@ def resume(run: RunOf[Any], parameters: Mapping[str, Any], **more: Any) -> Saved
     facts = {name: _plain(value) for name, value in given.items()}
     n, d = run.data.shape
     told = {"version": __version__, "estimator": run.label, "shape": f"{n} x {d}"}
-    return run.resume(told | facts | {"data": run.data.identity(run.label)})
+    return run.resume(told | facts | {"data": run.data.identity(run.label)}, there)
 
 
 def _plain(value: Any) -> Any:

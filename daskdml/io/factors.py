@@ -15,6 +15,7 @@ from dask.base import tokenize
 from zarr.abc.store import Store
 from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
+from zarr.errors import ContainsArrayError
 
 from daskdml.io.chunks import ChunkReader
 from daskdml.io.identity import Identity, array_digest, identity
@@ -152,9 +153,11 @@ class FactorStore:
     def names(self) -> list[str]:
         """Of the arrays there are."""
         store = open_store(self.url, self.options)
-        return retrying(
-            lambda: list(zarr.open_group(store, mode="r").array_keys()), f"listing {self.url}"
-        )
+        with contextlib.suppress(FileNotFoundError, ContainsArrayError):
+            return retrying(
+                lambda: list(zarr.open_group(store, mode="r").array_keys()), f"listing {self.url}"
+            )
+        return []
 
     def remove(self, name: str) -> None:
         """Remove an array."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,6 +14,7 @@ from fsspec.spec import AbstractBufferedFile
 from hdfs_native import WriteOptions
 from hdfs_native.fsspec import HdfsFileSystem
 
+from daskdml.io.fetch import SLOWEST
 from daskdml.io.hadoop import remote_error, unfinished
 
 __all__ = ["Hdfs"]
@@ -27,6 +30,19 @@ _FSSPEC = {"asynchronous", "loop", "batch_size", "skip_instance_cache", "max_pat
 _FSSPEC |= {"use_listings_cache", "listings_expiry_time"}
 
 
+_GIVEN_UP: weakref.WeakSet[_Watched] = weakref.WeakSet()
+LAST_WAIT = 2.0
+"""Seconds that the end of the process waits for calls that were given up: Python would unwind such
+a thread through Rust when it comes back, which ends in an abort."""
+
+
+@atexit.register
+def _wait_for_late_ones() -> None:
+    latest = time.monotonic() + LAST_WAIT
+    for thread in list(_GIVEN_UP):
+        thread.join(max(latest - time.monotonic(), 0.0))
+
+
 class _Watched(threading.Thread):
     """Work in a thread that nobody waits for once it has been silent for too long."""
 
@@ -35,11 +51,14 @@ class _Watched(threading.Thread):
         self._action = action
         self._over = threading.Event()
         self._last = time.monotonic()
+        self._given_up = False
         self._result: Any = None
         self._error: Exception | None = None
 
     def beat(self) -> None:
-        """Say that something has arrived."""
+        """Say that something has arrived; TimeoutError where nobody waits any more."""
+        if self._given_up:
+            raise TimeoutError("it came too late")
         self._last = time.monotonic()
 
     def run(self) -> None:
@@ -54,6 +73,8 @@ class _Watched(threading.Thread):
         """What came out, or an error once nothing has arrived for so long."""
         while not self._over.wait(max(self._last + seconds - time.monotonic(), 0.001)):
             if time.monotonic() - self._last > seconds:
+                self._given_up = True
+                _GIVEN_UP.add(self)
                 raise TimeoutError(f"{host} has not answered for {seconds:g} s")
         if self._error is not None:
             raise remote_error(host, self._error) from None
@@ -145,12 +166,15 @@ class Hdfs(HdfsFileSystem):
             file = self.client.read(inside)
             first, last, _ = slice(start, end).indices(len(file))
             out, at = bytearray(max(last - first, 0)), 0
+            latest = time.monotonic() + self.timeout + len(out) / SLOWEST
             if not out:
                 return out
             for piece in file.read_range_stream(first, len(out)):
                 out[at : at + len(piece)] = piece
                 at += len(piece)
                 beat()
+                if time.monotonic() > latest:
+                    raise TimeoutError(f"{inside} is not whole after {at} of {len(out)} bytes")
             if at != len(out):
                 raise ConnectionError(f"{inside} ended {len(out) - at} bytes early")
             return out
@@ -170,12 +194,17 @@ class Hdfs(HdfsFileSystem):
         new = unfinished(inside)
 
         def write(beat: Callable[[], None]) -> None:
-            file = self.client.create(new, WriteOptions())  # makes folders above it
-            for at in range(0, len(data), PIECE):
-                file.write(data[at : at + PIECE])
-                beat()
-            file.close()
-            beat()
+            try:
+                file = self.client.create(new, WriteOptions())  # makes folders above it
+                for at in range(0, len(data), PIECE):
+                    beat()
+                    file.write(data[at : at + PIECE])
+                file.close()
+                beat()  # what was given up must not replace what has been written since
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    self.client.delete(new, False)
+                raise
             self.client.rename(new, inside, mode == "overwrite")
 
         try:

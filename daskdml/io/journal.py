@@ -127,6 +127,12 @@ class Leftover(Protocol):
     resumed: bool
     rebooted: bool
 
+    def held(self) -> bool:
+        """Whether no other writer has taken over."""
+
+    def quit(self) -> None:
+        """Leave it to the writer who has."""
+
     def release(self) -> None:
         """Leave it to the same call again."""
 
@@ -226,6 +232,14 @@ class LocalLeftover:
             elif path.name != LOCK:
                 path.unlink()
 
+    def held(self) -> bool:
+        """Nobody takes over what is locked."""
+        return True
+
+    def quit(self) -> None:
+        """Leave it to the writer who has taken over."""
+        self.release()
+
     def release(self) -> None:
         """Leave it to the same call again."""
         if self._lock is not None:
@@ -301,11 +315,23 @@ class RemoteLeftover:
             _HERE.discard(self._owner)
             raise _busy(self._url, found)
 
+    def held(self) -> bool:
+        """Whether no other writer has taken over, as far as the store tells."""
+        try:
+            return self._read().get("owner") == self._owner
+        except OSError:
+            return False
+
+    def quit(self) -> None:
+        """Leave it to the writer who has taken over."""
+        self._end()
+
     def release(self) -> None:
         """Leave it to the same call again."""
         self._end()
         with contextlib.suppress(OSError):
-            self._put(owner=None)
+            if self.held():
+                self._put(owner=None)
 
     def remove(self) -> None:
         """Remove it."""

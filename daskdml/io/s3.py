@@ -10,11 +10,9 @@ import numpy as np
 from s3fs import S3FileSystem
 
 from daskdml.io import buffers
+from daskdml.io.fetch import SLOWEST
 
 __all__ = ["S3"]
-
-SLOWEST = 100_000
-"""Bytes per second: an upload that is slower ends."""
 
 PIECE = 2**20
 """Most bytes that are copied to their place at once."""
@@ -69,11 +67,12 @@ class S3(S3FileSystem):
         if start is not None or end is not None:
             asked["Range"] = await self._process_limits(path, start, end)
         found = await self._call_s3("get_object", **{k: v for k, v in asked.items() if v})
-        out, at = buffers.empty(found["ContentLength"], np.uint8).data, 0
-        async with found["Body"] as body:
-            while piece := await body.read(PIECE):
-                out[at : at + len(piece)] = piece
-                at += len(piece)
+        out = buffers.empty(found["ContentLength"], np.uint8).data
+        seconds = self.timeout + len(out) / SLOWEST
+        try:
+            await asyncio.wait_for(_fill(out, found["Body"]), seconds)
+        except TimeoutError:
+            raise ConnectionError(f"{path} is not whole after {seconds:.3g} s") from None
         return out if len(out) >= buffers.SMALLEST else out.tobytes()
 
     async def _call_s3(self, method: str, *given: Any, **kwargs: Any) -> Any:
@@ -87,3 +86,12 @@ class S3(S3FileSystem):
             host = self.s3.meta.endpoint_url
             # No TimeoutError: fsspec would put one without words in its place.
             raise ConnectionError(f"{host} has not answered for {seconds:.3g} s") from None
+
+
+async def _fill(out: memoryview, answer: Any) -> None:
+    """Read the body of an answer to where it belongs."""
+    at = 0
+    async with answer as body:
+        while piece := await body.read(PIECE):
+            out[at : at + len(piece)] = piece
+            at += len(piece)

@@ -85,9 +85,6 @@ class Staging(Protocol):
     def leave(self, error: BaseException) -> None:
         """After an error: keep what is finished where the same call can go on, else remove it."""
 
-    def abandon(self) -> None:
-        """Remove what was written; an older data set stays as it was."""
-
 
 def stage(
     url: str,
@@ -168,12 +165,14 @@ class _Staging:
         return finished_chunks(array, self._left.rebooted) if self._left.resumed else set()
 
     def leave(self, error: BaseException) -> None:
-        if self._run is not None and helps(error):
+        if not self._left.held():
+            self._left.quit()  # all that is there is another writer's
+        elif self._run is not None and helps(error):
             self._left.release()
         else:
-            self.abandon()
+            self._remove_all()
 
-    def abandon(self) -> None:
+    def _remove_all(self) -> None:
         raise NotImplementedError
 
 
@@ -235,7 +234,7 @@ class _LocalStaging(_Staging):
         shutil.rmtree(self._old, ignore_errors=True)
         self._left.remove()
 
-    def abandon(self) -> None:
+    def _remove_all(self) -> None:
         self._left.remove()
 
 
@@ -343,7 +342,7 @@ class _RemoteStaging(_Staging):
         self._left.remove()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
-    def abandon(self) -> None:
+    def _remove_all(self) -> None:
         self._fs.invalidate_cache()
         if self._keep:
             self._remove(self.prefix.rstrip("/"))

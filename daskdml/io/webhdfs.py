@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,12 +13,14 @@ import requests
 from fsspec.implementations.webhdfs import WebHDFS
 from requests.adapters import HTTPAdapter
 
+from daskdml.io.fetch import SLOWEST
 from daskdml.io.hadoop import remote_error, unfinished
 
 __all__ = ["WebHdfs"]
 
 T = TypeVar("T")
 
+PIECE = 1 << 20
 BINARY = {"content-type": "application/octet-stream"}
 
 
@@ -126,7 +129,18 @@ class WebHdfs(WebHDFS):
                 return b""
             part = {"offset": start or 0} | ({} if end is None else {"length": end - (start or 0)})
         found = self._call("OPEN", path=path, redirect=False, **part)
-        return self._plainly(lambda: self._checked(self.session.get(self._at(found)))).content
+        return self._plainly(lambda: self._got(self._at(found)))
+
+    def _got(self, url: str) -> bytes:
+        """What lies at a URL of a DataNode, within a time limit of its own."""
+        with self._checked(self.session.get(url, stream=True)) as answer:
+            size = int(answer.headers.get("Content-Length") or 0)
+            end, out = time.monotonic() + self.timeout + size / SLOWEST, bytearray()
+            for piece in answer.iter_content(PIECE):
+                out += piece
+                if time.monotonic() > end:
+                    raise TimeoutError(f"{self.where} has sent {len(out)} of {size} bytes so far")
+        return bytes(out)
 
     def pipe_file(self, path: str, value: Any, mode: str = "overwrite", **kwargs: Any) -> None:
         """Write a file: it is there whole, or as it was."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -196,37 +196,43 @@ class RunOf(Generic[D]):
     solution: Solution | None = None
     checkpoints: Checkpoints | None = None
     _last: Saved = field(default_factory=lambda: Saved())
+    _names: tuple[str, ...] = ()
+    _resumed: bool = False
 
-    def resume(self, fingerprint: Mapping[str, Any]) -> Saved | None:
+    def resume(self, fingerprint: Mapping[str, Any], there: Collection[str] = ()) -> Saved | None:
         """Where an earlier call of this fit stood, or None; its history is this fit's, too.
 
         Passes that the earlier call made in a step of its own are not made again, nor those before
         the first step. To be called before any pass that a journal is to have. `fingerprint` and
-        what is raised are those of `Checkpoints.claim`.
+        what is raised are those of `Checkpoints.claim`, `there` is that of `Checkpoints.load`.
         """
         if self.checkpoints is None:
             return None
         self.checkpoints.claim(fingerprint)
-        found: Saved | None = self.checkpoints.load()
-        if found is not None:
-            self._last = found
+        loaded = self.checkpoints.load(there)
+        if loaded is not None:
+            found: Saved = loaded.state
+            self._last, self._names = found, loaded.names
             self.history[:] = found.history
             self.data.totals = found.totals
             self.began -= found.seconds
             at = self.checkpoints.place.url
             self.data.engine.tell(Message(f"Goes on after step {found.n_iter} from {at}."))
         self.data.journal.start(self._last.journal, self._offer)
+        self._resumed = True
         return None if self._last.state is None else self._last
 
     def save(
-        self, state: Any, best: Report, n_iter: int, ended: tuple[str, bool] | None = None
-    ) -> bool:
+        self, state: Any, best: Report, n_iter: int, ended: tuple[str, bool] | None = None,
+        names: tuple[str, ...] = (),
+    ) -> bool:  # fmt: skip
         """Keep where the fit stands after a step, if it is time to, or if it has `ended`.
 
-        Tells whether it is kept.
+        `names` are those of things elsewhere that the state relies on. Tells whether it is kept.
         """
         if self.checkpoints is None:
             return False
+        self._names = names
         self.data.journal.step()
         history, totals = tuple(self.history), self.data.totals
         self._last = Saved(state, best, n_iter, history, totals, ended=ended)
@@ -237,7 +243,7 @@ class RunOf(Generic[D]):
         seconds, journal = time.perf_counter() - self.began, self.data.journal.entries
         last = self._last
         facts: dict[str, Any] = {"n_iter": last.n_iter, "ended": last.ended is not None}
-        facts |= {"objective": None, "gap": None}
+        facts |= {"objective": None, "gap": None, "names": list(self._names)}
         if last.best is not None:
             c = last.best.certificate
             facts["objective"] = last.best.objective if c is None else c.objective
@@ -245,18 +251,18 @@ class RunOf(Generic[D]):
         made = partial(_made, last, seconds, journal)
         return self.checkpoints.offer(made, facts, now)
 
-    def finish(self, solution: Solution, best: Report) -> None:
+    def finish(self, solution: Solution, best: Report, names: tuple[str, ...] = ()) -> None:
         """End with a solution, and keep it; or, if the user interrupted, where the fit stands."""
         self.solution = solution
         if solution.interrupted:
             self.interrupt()
         elif self._last.ended is None:  # else an earlier call has kept it
             ended = solution.reason, solution.converged
-            self.save(solution.state, best, solution.n_iter, ended)
+            self.save(solution.state, best, solution.n_iter, ended, names)
 
     def interrupt(self) -> None:
         """Keep where the fit stands: Ctrl-C was pressed."""
-        if self.checkpoints is not None and self.checkpoints.claimed:
+        if self._resumed:  # else it is not known yet
             self._offer(now=True)
 
     def close(self) -> None:

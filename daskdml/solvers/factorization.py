@@ -250,6 +250,12 @@ class Descent:
         """The last factors, or those of the best score."""
         return self.best or (self.users, self.items)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of factors in a store."""
+        sides = self.users, self.items, *(self.best or ())
+        return tuple({side.name: None for side in sides if side.name is not None})
+
     def written(self, data: Sweeps) -> Later:
         """As a checkpoint has it, once values are brought here."""
         newest = data.written(self.users), data.written(self.items)
@@ -341,8 +347,8 @@ def _sweep(
 
 def _keep(data: Sweeps, run: RunOf[Sweeps], now: Descent, n_iter: int) -> None:
     """Keep where the loop stands, if it is time to."""
-    if run.checkpoints is not None and run.save(now.written(data), report_of(now), n_iter):
-        data.spare_for_checkpoint(now.users, now.items, *(now.best or ()))
+    if run.save(now.written(data), report_of(now), n_iter, names=now.names):
+        data.spare_for_checkpoint(now.names)
 
 
 def report_of(now: Descent) -> Report:

@@ -1,5 +1,8 @@
 """Every fit goes on from its checkpoint, wherever it broke off, and ends with the same bits."""
 
+import errno
+import json
+import shutil
 import signal
 import threading
 import time
@@ -7,11 +10,13 @@ import warnings
 
 import numpy as np
 import pytest
+import zarr
 from jupyter_client import KernelManager
 
 import daskdml as dml
 from daskdml import Engine
 from daskdml.engine import run
+from daskdml.engine.checkpoint import Checkpoints
 from daskdml.engine.run import Inline
 from daskdml.events import BlockEnd, Message, PassEnd
 from daskdml.io import convert_ratings, open_dataset, open_ratings, write_dataset
@@ -134,8 +139,110 @@ def test_a_factorization_goes_on(name, stored, ratings, tmp_path):
         third = fit(FACTORIZATIONS[name](), data, counting([], 1), place, **where(str(stop)))
         assert learned(third) == expected
         if stored:
-            kept = {path.name for path in (tmp_path / str(stop)).iterdir() if path.is_dir()}
-            assert len(kept) == 2
+            assert stored_in(tmp_path / str(stop)) == named_by(place)
+
+
+def stored_in(folder):
+    """Names of the factors in a store."""
+    return {path.name for path in folder.iterdir() if path.is_dir()}
+
+
+def named_by(place):
+    """Names of the factors that checkpoints rely on."""
+    listed = json.loads((place / "latest.json").read_text())["checkpoints"]
+    return {name for entry in listed for name in entry["names"]}
+
+
+def test_a_factorization_dies_again_before_its_next_checkpoint(ratings, tmp_path):
+    """Factors in a store stay as long as a checkpoint relies on them."""
+    data, whole = open_ratings(ratings), []
+    model, place, url = FACTORIZATIONS["als"], tmp_path / "fit", str(tmp_path / "factors")
+    expected = learned(fit(model(), data, counting(whole), factors_url=str(tmp_path / "whole")))
+    with pytest.raises(Broken):
+        fit(model(), data, counting([], len(whole) // 2), place, factors_url=url)
+    for _ in range(2):
+        with pytest.raises(Broken):
+            stop = counting([], len(whole) // 3)
+            fit(model(), data, stop, place, every="60s", factors_url=url)
+    assert learned(fit(model(), data, counting([]), place, factors_url=url)) == expected
+
+
+def test_a_factorization_whose_checkpoints_cannot_be_written(ratings, tmp_path, monkeypatch):
+    """Factors of the last one that could be stay; of those that could not, none do in the end."""
+    data, whole, put = open_ratings(ratings), [], Checkpoints._put
+    model, place, url = FACTORIZATIONS["als"], tmp_path / "fit", str(tmp_path / "factors")
+    expected = learned(fit(model(), data, counting(whole), factors_url=str(tmp_path / "whole")))
+
+    def full(self, name, encoded):
+        if name > "000001.state" and name.endswith(".state"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(self, name, encoded)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_put", full)
+        with pytest.raises(Broken):
+            fit(model(), data, counting([], len(whole) - 2), place, factors_url=url)
+    assert learned(fit(model(), data, counting([]), place, factors_url=url)) == expected
+    assert stored_in(tmp_path / "factors") == named_by(place)
+
+
+def test_the_last_checkpoint_of_a_factorization_is_damaged(ratings, tmp_path):
+    """Or its factors are gone: the one before it still has its own."""
+    data, url, place = open_ratings(ratings), str(tmp_path / "factors"), tmp_path / "fit"
+    expected = learned(fit(FACTORIZATIONS["als"](), data, counting([]), place, factors_url=url))
+    newest = max(place.glob("*.state"))
+    newest.write_bytes(newest.read_bytes()[:-1] + b"x")
+    again, blocks = FACTORIZATIONS["als"](), []
+    assert learned(fit(again, data, counting(blocks), place, factors_url=url)) == expected
+    assert len(blocks) < 16
+    new, old = (
+        set(e["names"]) for e in json.loads((place / "latest.json").read_text())["checkpoints"]
+    )
+    shutil.rmtree(tmp_path / "factors" / (new - old).pop())
+    with (
+        Engine(Inline(), checkpoint=place),
+        pytest.warns(RuntimeWarning, match="is damaged .*, which it names, is gone"),
+    ):
+        again = FACTORIZATIONS["als"]().fit(data, factors_url=url)
+    assert learned(again) == expected
+
+
+@pytest.mark.parametrize("name", ["newton", "sgd", "kmeans", "pca"])
+def test_a_bad_row_is_no_part_of_a_checkpoint(name, tmp_path):
+    """The same call finds it again, and the fit goes on once it is mended."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((2400, 6))
+    X[1334, 2] = np.nan
+    write_dataset(tmp_path / "r.zarr", X, X[:, 0] > 0, chunks=100)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="NaN: first in row 1334"):
+            fit(MODELS[name](), str(tmp_path / "r.zarr"), counting([]), tmp_path / "fit")
+    X[1334, 2] = 0.5
+    zarr.open_array(tmp_path / "r.zarr" / "X", mode="r+")[1334, 2] = 0.5
+    mended = fit(MODELS[name](), str(tmp_path / "r.zarr"), counting([]), tmp_path / "fit")
+    data = write_dataset(tmp_path / "s.zarr", X, X[:, 0] > 0, chunks=100)
+    assert learned(mended) == learned(fit(MODELS[name](), data, counting([])))
+
+
+def test_ctrl_c_while_a_checkpoint_is_read(rows, tmp_path, monkeypatch):
+    """Nothing is put on top of what is there."""
+    data, place, read = open_dataset(rows), tmp_path / "fit", Checkpoints._get
+    with pytest.raises(Broken):
+        fit(MODELS["sgd"](), data, counting([], 60), place)
+    before = (place / "latest.json").read_text()
+
+    def interrupted(self, name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "_get", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(MODELS["sgd"](), data, counting([]), place)
+    assert (place / "latest.json").read_text() == before
+    monkeypatch.setattr(Checkpoints, "_get", read)
+    again, whole = [], []
+    fit(MODELS["sgd"](), data, counting(again), place)
+    fit(MODELS["sgd"](), data, counting(whole))
+    assert len(again) < len(whole) - 40
 
 
 @pytest.mark.cluster
