@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from dask.utils import parse_timedelta
@@ -210,7 +211,8 @@ class Checkpoints:
         """Find out now, not after the first minute, whether checkpoints can be written."""
         url = self.place.url
         try:
-            if self._fs.exists(f"{self._path}/zarr.json"):
+            inside = partial(self._fs.exists, f"{self._path}/zarr.json")
+            if retrying(inside, f"looking at {url}"):
                 raise FileExistsError("there is a data set or an array")
             if self._renames:
                 self._fs.makedirs(self._path, exist_ok=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import requests
+import urllib3
 from fsspec.implementations.webhdfs import WebHDFS
 from requests.adapters import HTTPAdapter
 
@@ -89,6 +90,10 @@ class WebHdfs(WebHDFS):
         except requests.RequestException as found:
             why = re.sub(r"\?\S*", "", str(found))
             error = ConnectionError(f"{type(found).__name__} with {self.where}: {why}")
+        except urllib3.exceptions.ReadTimeoutError:
+            error = TimeoutError(f"{self.where} has not answered for {self.timeout:g} s")
+        except urllib3.exceptions.HTTPError as found:
+            error = ConnectionError(f"{type(found).__name__} with {self.where}")
         except (RuntimeError, OSError) as found:
             error = remote_error(self.where, found)
         raise error
@@ -136,10 +141,12 @@ class WebHdfs(WebHDFS):
         with self._checked(self.session.get(url, stream=True)) as answer:
             size = int(answer.headers.get("Content-Length") or 0)
             end, out = time.monotonic() + self.timeout + size / SLOWEST, bytearray()
-            for piece in answer.iter_content(PIECE):
+            while piece := answer.raw.read1(PIECE):  # what has come, however little
                 out += piece
                 if time.monotonic() > end:
                     raise TimeoutError(f"{self.where} has sent {len(out)} of {size} bytes so far")
+        if len(out) < size:
+            raise ConnectionError(f"{self.where} has sent {len(out)} of {size} bytes")
         return bytes(out)
 
     def pipe_file(self, path: str, value: Any, mode: str = "overwrite", **kwargs: Any) -> None:

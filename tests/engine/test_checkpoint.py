@@ -219,9 +219,37 @@ def test_a_full_disk_ends_no_fit(rows, tmp_path, monkeypatch):
     assert any("Goes on after step" in text for text in said)
 
 
+def test_states_of_another_fit_are_not_taken(rows, tmp_path):
+    """A state says which fit it is of, wherever it lies."""
+    expected = fitted(rows, "newton", tmp_path / "a")
+    fitted(rows, "lbfgs", tmp_path / "b")
+    for path in (tmp_path / "a").glob("*.state"):
+        path.write_bytes(max((tmp_path / "b").glob("*.state")).read_bytes())
+    with pytest.warns(RuntimeWarning, match="it is of another fit"):
+        assert fitted(rows, "newton", tmp_path / "a") == expected
+
+
+def test_two_fits_at_one_place(rows, tmp_path):
+    """The one that began to write later is told that another one has its own there."""
+    expected = fitted(rows, "newton")
+
+    def other(event):
+        if isinstance(event, PassEnd) and not (tmp_path / "latest.json").exists():
+            fitted(rows, "lbfgs", tmp_path)
+
+    with (
+        Engine(callbacks=[other], checkpoint=tmp_path, every="1h"),
+        pytest.warns(RuntimeWarning, match="another fit has begun to keep its own there"),
+    ):
+        model = LogisticRegression(solver="newton", random_state=0, **SOLVERS["newton"])
+        model.fit(open_dataset(rows))
+    assert model.coef_.tobytes() == expected[0]
+
+
 def test_names_cannot_lead_out_of_the_folder(rows, tmp_path):
     """A list that names files elsewhere is refused."""
-    entry = {"number": 1, "name": "../000001.state"}
+    entry = {"number": 1, "name": "../000001.state", "nbytes": 1, "n_iter": 1, "written": 1}
+    entry |= {"objective": None, "gap": None, "ended": False}
     listed = {"format": 1, "fit": {}, "checkpoints": [entry]}
     (tmp_path / "latest.json").write_text(json.dumps(listed))
     with pytest.raises(CheckpointError, match="no list of checkpoints"):
@@ -234,8 +262,14 @@ def test_bad_places_are_told_at_once(rows, tmp_path):
         Engine(checkpoint=tmp_path, every="soon")
     with pytest.raises(ValueError, match=r"every=-1 is no time"):
         Engine(checkpoint=tmp_path, every=-1)
-    with pytest.raises(ValueError, match=r"keep=0"):
-        Engine(checkpoint=tmp_path, keep=0)
+    for keep in (0, 1.5, True, "2"):
+        with pytest.raises(ValueError, match=rf"keep={keep!r}: .* a whole number"):
+            Engine(checkpoint=tmp_path, keep=keep)
+    for place in ("", 5):
+        with pytest.raises(ValueError, match=rf"checkpoint={place!r} names no folder"):
+            Engine(checkpoint=place)
+    with pytest.raises(FileExistsError, match=r"cannot be written at .* there is a data set"):
+        fitted(rows, "newton", rows)
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="checkpoints cannot be written at"):
         fitted(rows, "newton", tmp_path / "file")

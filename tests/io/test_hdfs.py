@@ -120,6 +120,39 @@ def test_a_killed_write_goes_on(place):
     assert below(url) == ["X", "zarr.json"]
 
 
+def test_a_write_that_was_given_up_writes_nothing_later(place, monkeypatch):
+    """What has been put in its place since stays."""
+    url = place("late")
+    if not url.startswith("hdfs"):
+        pytest.skip("an HTTP request that was given up is closed")
+    fs, path = filesystem(url, {"timeout": 0.3})
+    client, ended = fs.client, []
+
+    class Slow:
+        """The first file takes a second to be created."""
+
+        def __getattr__(self, name):
+            return getattr(client, name)
+
+        def create(self, *args):
+            """Later."""
+            if not ended:
+                ended.append(time.sleep(1))
+            return client.create(*args)
+
+    monkeypatch.setattr(fs, "client", Slow())
+    with pytest.raises(TimeoutError, match=r"has not answered for 0\.3 s"):
+        fs.pipe_file(path, b"old")
+    monkeypatch.setattr(fs, "client", client)
+    patient, _ = filesystem(url)
+    patient.pipe_file(path, b"new")
+    late = [thread for thread in threading.enumerate() if thread.name == "daskdml-hdfs"]
+    for thread in late:
+        thread.join(20)
+    assert ended and patient.cat_file(path) == b"new"
+    assert [name for name in patient.find(path.rpartition("/")[0]) if is_unfinished(name)] == []
+
+
 def test_what_is_no_data_set_stays(place):
     """A folder with other things is never replaced."""
     fs, path = filesystem(place("other"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 from daskdml import Engine, Ridge
 from daskdml.io import open_dataset, write_dataset
 from daskdml.io import store as store_module
-from daskdml.io.store import retrying
+from daskdml.io.store import filesystem, retrying
 
 TIMEOUT = 0.3
 ATTEMPTS = 2
@@ -149,3 +150,41 @@ def test_what_takes_minutes_is_given_up_sooner(monkeypatch):
     with pytest.raises(ConnectionError, match="failed 2 times"):
         retrying(hang, "reading x")
     assert len(calls) == 2
+
+
+class Crawling(http.server.BaseHTTPRequestHandler):
+    """Sends a byte now and then, more often than a time limit between two would end."""
+
+    def do_GET(self):
+        """An object of 60 bytes, or where WebHDFS has it."""
+        self.send_response(200)
+        if self.path.startswith("/webhdfs/"):
+            self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/x")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_header("Content-Length", "60")
+        self.send_header("ETag", '"x"')
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(60):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                time.sleep(0.2)
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+
+@pytest.mark.parametrize("protocol", ["s3", "webhdfs"])
+def test_an_object_that_crawls_ends(protocol):
+    """Not only chunks: each answer has to be whole in time."""
+    pytest.importorskip({"s3": "s3fs", "webhdfs": "requests"}[protocol])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Crawling) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        fs, path = filesystem(*place(protocol, server.server_port))
+        began = time.monotonic()
+        with pytest.raises(OSError, match=r"is not whole after|has sent \d+ of 60 bytes"):
+            fs.cat_file(path)
+        assert time.monotonic() - began < HANGING
+        server.shutdown()

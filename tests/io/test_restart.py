@@ -17,7 +17,7 @@ import pytest
 import zarr
 from fsspec.implementations.memory import MemoryFileSystem
 
-from daskdml.io import open_dataset, write_dataset
+from daskdml.io import journal, open_dataset, write_dataset
 from daskdml.io.journal import run_of
 from daskdml.io.staging import stage
 
@@ -223,6 +223,24 @@ def test_two_writers_are_kept_apart(tmp_path, where):
         yield X[500:]
 
     assert np.array_equal(write_dataset(url, blocks()).read(0, 12_000)[0].X, X)
+
+
+def test_a_writer_that_was_taken_for_dead_removes_nothing(monkeypatch):
+    """Another one has written there since: it is told so, and what that one wrote stays."""
+    url = "memory://asleep/a.zarr"
+    monkeypatch.setattr(journal, "SILENT", 0.0)
+
+    def blocks():
+        yield X[:500]
+        with monkeypatch.context() as patch:  # on another machine, which cannot see this one live
+            patch.setattr(journal.socket, "gethostname", lambda: "elsewhere")
+            assert np.array_equal(write_dataset(url, X[:300] + 1, chunks=10).read(0, 300)[0].X,
+                                  X[:300] + 1)  # fmt: skip
+        yield X[500:]
+
+    with pytest.raises(RuntimeError, match="is being written by another process"):
+        write_dataset(url, blocks(), chunks=10)
+    assert np.array_equal(open_dataset(url).read(0, 300)[0].X, X[:300] + 1)
 
 
 def test_a_frozen_writer_keeps_its_place_and_a_dead_one_does_not(tmp_path):
