@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         fit, listed = list_checkpoints(checkpoint_place(args.url, 0, 1, None))
-    except (CheckpointError, OSError, ImportError) as error:
+    except (CheckpointError, OSError, ImportError, ValueError) as error:
         sys.stderr.write(f"daskdml: {error}\n")
         return 1
     sys.stdout.write(", ".join(f"{key} {value}" for key, value in fit.items()) + "\n\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from daskdml.io.journal import finished_chunks, run_of
 from daskdml.io.options import quiet
 from daskdml.io.sources import AnySource, DaskSource, Source
 from daskdml.io.staging import Staging, stage
-from daskdml.io.store import array_name, open_store, resolve_url, retrying
+from daskdml.io.store import array_name, is_local, open_store, resolve_url, retrying
 from daskdml.kernels.block import Block
 from daskdml.kernels.targets import DataError, explain
 
@@ -143,6 +144,11 @@ def stream_rows(
     run = run_of("predict", rows=source.identity, model=_token(fn), shape=list(shape), chunk=rows)
     whole = _whole(url, options, run)
     if whole is not None:
+        if (whole.shape, whole.dtype, whole.chunks[0]) != (shape, sample.dtype, rows):
+            raise ValueError(
+                f"the metadata of {url} are not those that were written; remove it, and make it "
+                "again"
+            )
         _write(engine, source, fn, whole, finished_chunks(whole))
         return _opened(url, options)
     staging = _staged(url, options, run)
@@ -187,6 +193,8 @@ def _token(fn: Rows) -> str | None:
 
 def _whole(url: str, options: Any, run: str | None) -> zarr.Array[Any] | None:
     """The predictions that are at a URL already, None where there is no array."""
+    if is_local(url) and not os.path.exists(url):
+        return None  # Zarr would make a folder
     store = open_store(url, options, read_only=False)
     try:
         array = retrying(

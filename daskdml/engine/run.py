@@ -105,9 +105,13 @@ class Engine:
         workers: str | int | Sequence[str | int] | None = None,
         min_workers: int = 1,
     ) -> None:
+        if isinstance(client, str) or not (client is None or hasattr(client, "run")):
+            raise TypeError(
+                f"Engine takes a Dask client, not {client!r}; pass dask.distributed.Client(...)"
+            )
         self.client = client
         self.share = share_of(priority, max_share, resources, workers, min_workers)
-        self.memory_limit = None if memory_limit is None else int(parse_bytes(memory_limit))
+        self.memory_limit = None if memory_limit is None else _limit(memory_limit)
         self.callbacks = tuple(callbacks)
         self.checkpoint = None
         if checkpoint is not None:
@@ -135,6 +139,8 @@ class Engine:
         if client is not None and not hasattr(client, "scheduler_info"):
             return client
         client = None if in_memory else client or global_client()
+        if client is not None and client.status in ("closing", "closed"):
+            raise ValueError("the Dask client is closed; make a new one")
         if client is None:
             return Threads().part(self.share.max_share)
         place = None if self.checkpoint is None else self.checkpoint.url
@@ -161,6 +167,17 @@ class Engine:
     def tell(self, event: Event) -> None:
         """Tell the callbacks."""
         emit(self.callbacks, event)
+
+
+def _limit(promise: int | str) -> int:
+    """Bytes that a user promises, above 0."""
+    try:
+        limit = int(parse_bytes(promise))
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        limit = 0
+    if limit < 1:
+        raise ValueError(f"memory_limit={promise!r} is no size; give bytes, or text like '2GB'")
+    return limit
 
 
 class Data(Opened):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -84,3 +88,19 @@ def build() -> dict[str, str]:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     versions = {name: str(import_module(name).__version__) for name in PACKAGES}
     return {"python": python, **versions, "CPU": get_host_cpu_name()}
+
+
+def terminal() -> tuple[str, int]:
+    """What processes share that Ctrl-C in a terminal, or a notebook's stop button, reaches."""
+    return socket.gethostname(), os.getpgrp() if hasattr(os, "getpgrp") else os.getpid()
+
+
+async def greet(clients: tuple[str, int], dask_worker: Any) -> dict[str, str]:
+    """`build` of a worker; one that shares the client's `terminal` leaves Ctrl-C to the client.
+
+    It would end by it, and its nanny, which takes that for an order, would not start it again.
+    """
+    nursed = dask_worker.nanny and threading.current_thread() is threading.main_thread()
+    if nursed and terminal() == clients:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return await apart(build)

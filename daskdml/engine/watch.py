@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from daskdml.engine.limits import TimeLimits
 from daskdml.engine.share import Share
-from daskdml.engine.survey import Fact, apart, build, facts_of
+from daskdml.engine.survey import Fact, build, facts_of, greet, terminal
 
 TICK = 0.25  # seconds between two checks of whether the scheduler is there
 SAY_EVERY = 10.0  # seconds between two messages about the same wait
@@ -233,7 +233,7 @@ class Watch:
         new = [f.address for f in self.share.usable(self.facts) if f.address not in self._vetted]
         if not new:
             return
-        ask = self.client.run(apart, build, workers=new, on_error="return", asynchronous=True)
+        ask = self.client.run(greet, terminal(), workers=new, on_error="return", asynchronous=True)
         try:
             answers = self._wait(ask, ASK, lambda: None)
         except TimeoutError:

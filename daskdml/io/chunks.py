@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -231,6 +232,8 @@ class ChunkReader:
 
     def _read_general(self, start: int, stop: int, out: np.ndarray) -> ReadStats:
         began = time.perf_counter()
+        if out.nbytes and self.strict:
+            self._all_there(start, stop)
         if out.nbytes:
             rows = f"rows {start}:{stop} of {array_name(self.array)}"
             try:
@@ -245,13 +248,25 @@ class ChunkReader:
                 ) from error
         return ReadStats(time.perf_counter() - began, 0.0, out.nbytes)
 
+    def _all_there(self, start: int, stop: int) -> None:
+        """Zarr takes fill values for chunks that are missing: ChunkError where one is."""
+        lengths = [max(n, 1) for n in self.array.shards or self.array.chunks]
+        rows = range(start // lengths[0], -(-stop // lengths[0]))
+        others = (range(-(-n // k)) for n, k in zip(self.shape[1:], lengths[1:], strict=True))
+        for coords in product(rows, *others):
+            key = str(self.array.metadata.encode_chunk_key(coords))
+            path = f"{self.array.store_path.path}/{key}".lstrip("/")
+            name = object_name(self._store, path)
+            if not retrying(lambda path=path: sync(self._store.exists(path)), f"looking at {name}"):  # type: ignore[misc]
+                raise ChunkError(f"chunk {name} is missing; restore it or write the data set again")
+
     def _read_local(self, piece: _Piece, codec: ChunkCodec) -> ReadStats:
         path = self.chunk_name(piece.chunk)
         whole = piece.hi - piece.lo == self.chunk_rows
         in_place = codec.compressor == "none" and (whole or not codec.checked)
         began = time.perf_counter()
         try:
-            with open(path, "rb", buffering=0) as file:
+            with open(path, "rb", buffering=0, opener=_opened) as file:
                 facts = os.fstat(file.fileno())
                 size = facts.st_size - CHECKSUM_NBYTES * codec.checked
                 if in_place:
@@ -266,6 +281,8 @@ class ChunkReader:
         except FileNotFoundError:
             self._missing(piece)
             return ReadStats()
+        except IsADirectoryError:
+            raise ChunkError(f"{path} is a folder, not a chunk; restore it") from None
         except PermissionError as error:
             raise PermissionError(f"{path} may not be read; check its permissions") from error
         read = time.perf_counter()
@@ -386,6 +403,11 @@ class ChunkReader:
                 f"chunk {self.chunk_name(index)} is damaged: it has {size} bytes instead of "
                 f"{wanted}; restore it or write the data set again"
             )
+
+
+def _opened(path: str, flags: int) -> int:
+    """Open a file; what is none, such as a pipe without a writer, is not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_many(wanted: Sequence[Wanted]) -> ReadStats:

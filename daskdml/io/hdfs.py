@@ -16,6 +16,7 @@ from hdfs_native.fsspec import HdfsFileSystem
 
 from daskdml.io.fetch import SLOWEST
 from daskdml.io.hadoop import remote_error, unfinished
+from daskdml.io.options import seconds_of
 
 __all__ = ["Hdfs"]
 
@@ -104,12 +105,13 @@ class Hdfs(HdfsFileSystem):
         timeout: float = 30.0,
         **options: Any,
     ) -> None:
+        seconds = seconds_of(timeout)
         if port is not None:  # one NameNode: no other to turn to, and the caller tries again
             options = {FAILOVERS: 1, **options}
         # fsspec's own options are no business of Hadoop's.
         plain = {k: _text(v) for k, v in options.items() if k not in _FSSPEC}
         super().__init__(host, port, **plain)
-        self.timeout = float(timeout)
+        self.timeout = seconds
         self.where = f"{host}:{port}" if port else str(host or "the default HDFS")
 
     def _call(self, action: Callable[..., T], *args: Any) -> T:

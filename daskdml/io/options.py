@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["StorageOptions", "check_no_credentials", "quiet"]
+__all__ = ["StorageOptions", "check_no_credentials", "quiet", "seconds_of"]
 
 # A port, as in hdfs://host:8020/, is no password.
 _PASSWORD = re.compile(r"://[^/@:]*:(?!\d*(/|$))[^@]*@")
@@ -36,12 +37,44 @@ class StorageOptions(dict[str, Any]):
 def quiet(options: Mapping[str, Any] | None) -> StorageOptions | None:
     """Give options that print without their values; None for none.
 
+    Raises
+    ------
+    TypeError
+        Where they are no mapping.
+
     Examples
     --------
     >>> quiet({}), quiet({"secret": "x"})
     (None, {'secret': ...})
     """
+    if not isinstance(options, Mapping | None):
+        raise TypeError(f"storage_options must be a dict, not {type(options).__name__}")
     return StorageOptions(options) if options else None
+
+
+def seconds_of(timeout: Any) -> float:
+    """Give the option `timeout` of a file system.
+
+    Raises
+    ------
+    ValueError
+        Where it is no time.
+
+    Examples
+    --------
+    >>> seconds_of("soon")
+    Traceback (most recent call last):
+    ValueError: timeout='soon' of storage_options must be a number of seconds above 0
+    """
+    try:
+        seconds = float(timeout)
+    except (ValueError, TypeError):
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(
+            f"timeout={timeout!r} of storage_options must be a number of seconds above 0"
+        )
+    return seconds
 
 
 def check_no_credentials(url: str) -> None:

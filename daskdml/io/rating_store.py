@@ -96,6 +96,8 @@ class Stored:
         widest = min(self.arrays[f"by_{walk}/index"].shape[1] for walk in SIDES)
         if len(nnz) != p * q or not 0 <= nnz.min(initial=0) <= nnz.max(initial=0) <= widest:
             raise damaged(self.name, "its blocks have numbers of ratings that cannot be")
+        if nnz.sum() != self.facts["ratings"]:
+            raise damaged(self.name, f"its blocks do not hold {self.facts['ratings']:,} ratings")
         return nnz.reshape(p, q)
 
     @cached_property
@@ -203,6 +205,8 @@ def _arrays(url: str, node: Any, own: dict[str, Any]) -> dict[str, ChunkReader]:
         wanted = p * q if name.startswith("by_") else None
         if wanted is not None and (found.ndim != 2 or found.shape[0] != wanted):
             raise damaged(url, f"{name} has shape {found.shape} for a grid of {p} x {q}")
+        if name.endswith("/value") and found.dtype != own["dtype"]:
+            raise damaged(url, f"{name} has dtype {found.dtype} instead of {own['dtype']}")
     for name in _ALWAYS - set(arrays):
         raise damaged(url, f"its attributes do not name {name}")
     return arrays

@@ -11,6 +11,7 @@ from s3fs import S3FileSystem
 
 from daskdml.io import buffers
 from daskdml.io.fetch import SLOWEST
+from daskdml.io.options import seconds_of
 
 __all__ = ["S3"]
 
@@ -44,6 +45,7 @@ class S3(S3FileSystem):
         config_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        self.timeout = timeout = seconds_of(timeout)
         config = {
             "connect_timeout": timeout,
             "read_timeout": timeout,
@@ -53,7 +55,6 @@ class S3(S3FileSystem):
             **(config_kwargs or {}),
         }
         super().__init__(*args, config_kwargs=config, **options)
-        self.timeout = float(timeout)
 
     async def _cat_file(  # type: ignore[no-untyped-def]
         self, path, version_id=None, start=None, end=None, **_
@@ -78,10 +79,18 @@ class S3(S3FileSystem):
     async def _call_s3(self, method: str, *given: Any, **kwargs: Any) -> Any:
         """Make one request; also where the server never says that it will take an upload."""
         await self.set_session()
-        body = {k: v for part in (*given, kwargs) for k, v in dict(part).items()}.get("Body", b"")
+        asked = {k: v for part in (*given, kwargs) for k, v in dict(part).items()}
+        body = asked.get("Body", b"")
         seconds = self.timeout + (len(body) if hasattr(body, "__len__") else 0) / SLOWEST
         try:
             return await asyncio.wait_for(super()._call_s3(method, *given, **kwargs), seconds)
+        except FileNotFoundError as error:
+            if "bucket" not in str(error):
+                raise
+            raise FileNotFoundError(
+                f"there is no bucket {asked.get('Bucket')} at {self.s3.meta.endpoint_url}; create "
+                "it, or check the URL"
+            ) from error
         except TimeoutError:
             host = self.s3.meta.endpoint_url
             # No TimeoutError: fsspec would put one without words in its place.

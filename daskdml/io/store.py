@@ -59,6 +59,10 @@ _TRANSIENT_TEXT = re.compile(
 )
 
 
+_CLIENTS = {"aiobotocore", "botocore", "s3fs", "aiohttp", "requests", "urllib3", "hdfs_native"}
+"""Packages whose errors are about places and options, not about what lies there."""
+
+
 def resolve_url(url: str | os.PathLike[str]) -> str:
     """Give a URL that means the same in every process: local paths become absolute.
 
@@ -282,10 +286,23 @@ def describing(url: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and url in str(error):
             raise
+        if "://" in url and _raised_in(error) in _CLIENTS:
+            raise ValueError(
+                f"{url} cannot be read with these storage_options ({type(error).__name__}: "
+                f"{str(error)[:300]})"
+            ) from error
         why = f"{type(error).__name__}: {str(error)[:300]}"
         raise ValueError(
             f"the metadata of {url} cannot be used ({why}); restore them, or write it again"
         ) from error
+
+
+def _raised_in(error: BaseException) -> str:
+    """The package that raised an error."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return "" if at is None else str(at.tb_frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def is_transient(error: BaseException) -> bool:
@@ -337,7 +354,7 @@ def retrying(action: Callable[[], T], what: str) -> T:
         try:
             return action()
         except Exception as error:
-            if isinstance(error, PermissionError):
+            if isinstance(error, PermissionError) or "CredentialsError" in type(error).__name__:
                 raise PermissionError(
                     f"{what}: access denied ({error}); check the permissions or storage_options"
                 ) from error

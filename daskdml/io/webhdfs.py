@@ -16,6 +16,7 @@ from requests.adapters import HTTPAdapter
 
 from daskdml.io.fetch import SLOWEST
 from daskdml.io.hadoop import remote_error, unfinished
+from daskdml.io.options import seconds_of
 
 __all__ = ["WebHdfs"]
 
@@ -68,7 +69,7 @@ class WebHdfs(WebHDFS):
     """
 
     def __init__(self, host: str, port: int = 9870, timeout: float = 30.0, **options: Any) -> None:
-        self.timeout = float(timeout)
+        self.timeout = seconds_of(timeout)
         self.where = f"{host}:{port}"
         super().__init__(host, port, **options)
 

@@ -178,16 +178,32 @@ def test_tasks_have_the_priority(cluster):
         ({"max_share": True}, "max_share=True must be"),
         ({"max_share": float("nan")}, "max_share=nan must be"),
         ({"max_share": "half"}, "max_share='half' must be"),
-        ({"resources": {"GPU": 0}}, "the amount of 'GPU' must be above 0"),
+        ({"resources": {"GPU": 0}}, "the amount of 'GPU' must be a number above 0"),
         ({"min_workers": 0}, "min_workers=0 must be a number of at least 1"),
         ({"workers": []}, "nobody to work"),
         ({"priority": "low"}, "priority='low' must be an integer"),
+        ({"priority": 10**400}, "must be an integer of at most 1,000,000,000"),
+        ({"resources": "GPU"}, "resources='GPU' must be a dict"),
+        ({"memory_limit": "lots"}, "memory_limit='lots' is no size"),
+        ({"memory_limit": -1}, "memory_limit=-1 is no size"),
     ],
 )
 def test_parameters_that_make_no_sense(options, match):
     """They are refused where the engine is made."""
     with pytest.raises(ValueError, match=match):
         Engine(**options)
+
+
+def test_what_is_no_client():
+    """An address, or a client that is closed, is told at once."""
+    with pytest.raises(
+        TypeError, match=r"not 'tcp://127.0.0.1:8786'; pass dask"
+    ):
+        Engine("tcp://127.0.0.1:8786")
+    with Client(processes=False, n_workers=1, dashboard_address=None) as client:
+        pass
+    with pytest.raises(ValueError, match="client is closed"):
+        Engine(client).open(Made(40, 5), Needs())
 
 
 @pytest.mark.cluster

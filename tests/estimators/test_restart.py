@@ -249,3 +249,17 @@ def test_models_are_told_apart_by_every_number():
     kinds = (lambda w: Predict(w, np.zeros(1), one_or_many), Centers, lambda w: Centers(w).labels)
     for kind in kinds:
         assert tokenize(kind(a)) == tokenize(kind(a.copy())) != tokenize(kind(b))
+
+
+def test_altered_metadata_of_predictions(tmp_path):
+    """What is there already is taken only as it was written."""
+    X = np.random.default_rng(0).standard_normal((200, 3))
+    model = LogisticRegression().fit(X, X[:, 0] > 0)
+    ds = write_dataset(tmp_path / "a.zarr", X, chunks=50)
+    model.predict_proba(ds, out=tmp_path / "p.zarr")
+    text = (tmp_path / "p.zarr/zarr.json").read_text()
+    metadata = json.loads(text)
+    metadata["shape"] = [200, 3]
+    (tmp_path / "p.zarr/zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match=r"p.zarr are not those that were written"):
+        model.predict_proba(ds, out=tmp_path / "p.zarr")

@@ -328,8 +328,19 @@ def test_an_interrupt_before_any_model(rows):
         dml.LogisticRegression().fit(open_dataset(rows))
 
 
-def test_the_stop_button_of_a_notebook(rows):
-    """Interrupting the kernel leaves the estimator fitted, and the notebook goes on."""
+CLUSTER = """
+from distributed import Client
+cluster = Client(n_workers=2, threads_per_worker=1, dashboard_address=None)
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("where", ["threads", "cluster"])
+def test_the_stop_button_of_a_notebook(where, rows):
+    """Interrupting the kernel leaves the estimator fitted, and the notebook and its workers go on.
+
+    The signal reaches all processes that the notebook has started.
+    """
     manager = KernelManager(kernel_name="python3")
     manager.start_kernel()
     client = manager.client()
@@ -343,7 +354,7 @@ def test_the_stop_button_of_a_notebook(rows):
             if "under way" in said[-1]:
                 manager.interrupt_kernel()
 
-    code = f"""
+    code = f"""{CLUSTER if where == "cluster" else ""}
 import daskdml as dml
 from daskdml.events import PassEnd
 steps = []
@@ -357,6 +368,8 @@ with dml.Engine(callbacks=[heard]):
     model.fit({rows!r})
 print(model.n_iter_ > 1, model.coef_.shape)
 """
+    if where == "cluster":
+        code += 'print("alive", cluster.submit(sum, [1, 2]).result(timeout=20))'
     try:
         reply = client.execute_interactive(code, output_hook=heard, timeout=120)
     finally:
@@ -364,3 +377,4 @@ print(model.n_iter_ > 1, model.coef_.shape)
         manager.shutdown_kernel(now=True)
     assert reply["content"]["status"] == "ok" and "True (1, 6)" in "".join(said)
     assert "interrupted (Ctrl-C) after step" in "".join(said)
+    assert where == "threads" or "alive 3" in "".join(said)

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import zarr
 
+from daskdml import MatrixFactorization
 from daskdml.engine.checkpoint import CheckpointError, checkpoint_place, list_checkpoints
 from daskdml.io import convert_ratings, open_dataset, open_ratings, write_dataset
 from daskdml.io.chunks import ChunkError, ChunkReader
@@ -235,3 +237,51 @@ def test_nothing_of_a_store_is_evaluated():
         assert not bad.search(code), (file.name, bad.search(code))
         assert "allow_pickle=True" not in code
     assert len(files) > 20 and issubclass(ChunkError, OSError)
+
+
+def test_missing_chunks_of_another_layout(tmp_path):
+    """Zarr takes missing chunks for zeros; of a data set that we wrote, none can be missing."""
+    X = np.random.default_rng(0).standard_normal((100, 5))
+    write_dataset(tmp_path / "a.zarr", X, chunks=50)
+    metadata = json.loads((tmp_path / "a.zarr/X/zarr.json").read_text())
+    metadata["chunk_grid"]["configuration"]["chunk_shape"] = [50, 3]
+    (tmp_path / "a.zarr/X/zarr.json").write_text(json.dumps(metadata))
+    shutil.rmtree(tmp_path / "a.zarr/X/c")
+    with pytest.raises(ChunkError, match=r"X/c/0/0 is missing"):
+        open_dataset(tmp_path / "a.zarr").read(0, 100)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_a_chunk_that_is_no_file(tmp_path):
+    """A pipe that nobody writes to is not waited for; a folder is named."""
+    write_dataset(tmp_path / "a.zarr", np.ones((100, 5)), chunks=50)
+    chunk = tmp_path / "a.zarr/X/c/1/0"
+    chunk.unlink()
+    os.mkfifo(chunk)
+    with pytest.raises(ChunkError, match=r"X/c/1/0 is damaged"):
+        open_dataset(tmp_path / "a.zarr").read(0, 100)
+    chunk.unlink()
+    chunk.mkdir()
+    with pytest.raises(ChunkError, match=r"X/c/1/0 is a folder"):
+        open_dataset(tmp_path / "a.zarr").read(0, 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "told"),
+    [
+        ("zarr.json", "ratings", 3, "do not hold 3 ratings"),
+        ("by_user/value/zarr.json", "data_type", "int32", "has dtype int32 instead of float32"),
+    ],
+)
+def test_altered_metadata_of_ratings(name, key, value, told, tmp_path):
+    """Numbers and dtypes that contradict each other are found."""
+    ratings = ([1, 1, 2, 3], [5, 6, 5, 6], [1.0, 2.0, 3.0, 4.0])
+    convert_ratings(ratings, tmp_path / "r.zarr")
+    metadata = json.loads((tmp_path / "r.zarr" / name).read_text())
+    place = metadata["attributes"]["daskdml"] if name == "zarr.json" else metadata
+    place[key] = value
+    if key == "data_type":
+        metadata["fill_value"] = 0
+    (tmp_path / "r.zarr" / name).write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match=told):
+        MatrixFactorization(2, max_iter=1).fit(open_ratings(tmp_path / "r.zarr"))

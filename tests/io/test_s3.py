@@ -184,3 +184,21 @@ def test_a_throttling_server_is_asked_again(s3_server):
             thread.join()
     chunks = {path: n for path, n in Throttling.seen.items() if "/slow.zarr/X/c/" in path}
     assert len(chunks) == 3 and set(chunks.values()) == {Throttling.failures + 1}  # no HEAD
+
+
+def test_what_is_wrong_with_place_and_options_is_told(s3_server, tmp_path):
+    """Keys, buckets, endpoints and options are named; nobody is told to write the data again."""
+    options = s3_server.storage_options
+    missing = "s3://nobody-has-this/a.zarr"
+    with pytest.raises(FileNotFoundError, match=r"there is no bucket nobody-has-this at http://"):
+        write_dataset(missing, np.eye(3), storage_options=options)
+    url = s3_server.url("options.zarr")
+    write_dataset(url, np.eye(3), storage_options=options)
+    for wrong in ({"endpoint_url": "localhost:1"}, {"client_kwargs": {"nothing_known": 1}}):
+        with pytest.raises(ValueError, match="cannot be read with these storage_options"):
+            open_dataset(url, storage_options=options | wrong)
+    for timeout in (0, -1, "soon", None):
+        with pytest.raises(ValueError, match=rf"timeout={timeout!r} of storage_options must be a"):
+            open_dataset(url, storage_options=options | {"timeout": timeout})
+    with pytest.raises(TypeError, match="storage_options must be a dict, not str"):
+        open_dataset(url, storage_options="key")
