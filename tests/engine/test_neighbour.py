@@ -196,9 +196,7 @@ def test_parameters_that_make_no_sense(options, match):
 
 def test_what_is_no_client():
     """An address, or a client that is closed, is told at once."""
-    with pytest.raises(
-        TypeError, match=r"not 'tcp://127.0.0.1:8786'; pass dask"
-    ):
+    with pytest.raises(TypeError, match=r"not 'tcp://127.0.0.1:8786'; pass dask"):
         Engine("tcp://127.0.0.1:8786")
     with Client(processes=False, n_workers=1, dashboard_address=None) as client:
         pass
