@@ -30,8 +30,8 @@ def _fork_server() -> None:
 
     Their environment is its own, so it has what Dask's nannies set for those they spawn.
     """
-    needed = ("numba", "sklearn.base", "daskdml.io", "daskdml.estimators", "daskdml.engine.tasks")
-    forkserver.set_forkserver_preload(["distributed.nanny", *needed])
+    needed = ("distributed.nanny", "daskdml.engine.tasks", "daskdml.engine.factor_tasks")
+    forkserver.set_forkserver_preload(list(needed))  # no scikit-learn: workers never have it
     environment = dask.config.get("distributed.nanny.pre-spawn-environ")
     with patch.dict(os.environ, {name: str(value) for name, value in environment.items()}):
         forkserver.ensure_running()

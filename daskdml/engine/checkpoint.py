@@ -17,6 +17,7 @@ from typing import Any
 
 from dask.utils import parse_timedelta
 
+from daskdml.engine.survey import NUMERICAL
 from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.states import DamagedError, decode_state, digest, encode_state
 from daskdml.io.store import filesystem, is_local, resolve_url, retrying
@@ -205,7 +206,7 @@ class Checkpoints:
         for old in [*listed[self.place.keep :], *self._damaged]:
             with contextlib.suppress(IsADirectoryError):
                 self._remove(old["name"])
-        self._listed = listed[: self.place.keep]
+        self._listed, self._damaged = listed[: self.place.keep], []
 
     def _try_to_write(self) -> None:
         """Find out now, not after the first minute, whether checkpoints can be written."""
@@ -294,7 +295,7 @@ def _is_entry(entry: dict[str, Any]) -> bool:
 
 def _told_first(key: str) -> tuple[bool, str]:
     """The order in which differences are looked for: another estimator has other parameters."""
-    return key not in ("estimator", "version"), key
+    return key not in ("estimator", "version", *NUMERICAL), key
 
 
 def recall(place: CheckpointPlace, key: str) -> Any:

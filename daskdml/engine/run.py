@@ -141,6 +141,10 @@ class Engine:
         client = None if in_memory else client or global_client()
         if client is not None and client.status in ("closing", "closed"):
             raise ValueError("the Dask client is closed; make a new one")
+        if client is None and not in_memory and self.share.asks:
+            raise ValueError(
+                f"there is no Dask client, and so no worker {self.share.asks}; make a Client first"
+            )
         if client is None:
             return Threads().part(self.share.max_share)
         place = None if self.checkpoint is None else self.checkpoint.url

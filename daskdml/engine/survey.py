@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 NOTE = "daskdml"  # annotation of a fit's tasks, by which they are found
-PACKAGES = ("daskdml", "numpy", "numba", "scipy")
+NUMERICAL = ("numpy", "numba", "scipy")  # their versions may change last bits
+PACKAGES = ("daskdml", *NUMERICAL)
 
 T = TypeVar("T")
 

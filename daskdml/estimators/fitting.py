@@ -18,6 +18,7 @@ from daskdml.engine.checkpoint import recall
 from daskdml.engine.memory import Needs
 from daskdml.engine.opened import Opened
 from daskdml.engine.run import Engine
+from daskdml.engine.survey import NUMERICAL, build
 from daskdml.io.sources import AnySource
 from daskdml.io.states import digest
 from daskdml.kernels.linear import Coordinates
@@ -108,6 +109,7 @@ def resume(
     facts = {name: _plain(value) for name, value in given.items()}
     n, d = run.data.shape
     told = {"version": __version__, "estimator": run.label, "shape": f"{n} x {d}"}
+    told |= {name: version for name, version in build().items() if name in NUMERICAL}
     return run.resume(told | facts | {"data": run.data.identity(run.label)}, there)
 
 

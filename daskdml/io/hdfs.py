@@ -198,9 +198,10 @@ class Hdfs(HdfsFileSystem):
         def write(beat: Callable[[], None]) -> None:
             try:
                 file = self.client.create(new, WriteOptions())  # makes folders above it
+                beat()
                 for at in range(0, len(data), PIECE):
-                    beat()
                     file.write(data[at : at + PIECE])
+                    beat()
                 file.close()
                 beat()  # what was given up must not replace what has been written since
             except BaseException:

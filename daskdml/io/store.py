@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -47,6 +48,7 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "hdfs": "hdfs", "webhdfs": "hdfs", "gs": "gc
 _OWN = {"s3": "s3.S3", "s3a": "s3.S3", "hdfs": "hdfs.Hdfs", "webhdfs": "webhdfs.WebHdfs"}
 """Protocols with a file system of ours: fsspec's, with time limits."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PERMANENT = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _TRANSIENT_NAMES = re.compile(
     r"ConnectionError|ConnectTimeout|ReadTimeout|ConnectionClosed|ClientOSError|ClientPayloadError"
@@ -289,7 +291,7 @@ def describing(url: str) -> Iterator[None]:
         if "://" in url and _raised_in(error) in _CLIENTS:
             raise ValueError(
                 f"{url} cannot be read with these storage_options ({type(error).__name__}: "
-                f"{str(error)[:300]})"
+                f"{str(error)[:300]}); check endpoints and the names of options"
             ) from error
         why = f"{type(error).__name__}: {str(error)[:300]}"
         raise ValueError(
@@ -357,6 +359,11 @@ def retrying(action: Callable[[], T], what: str) -> T:
             if isinstance(error, PermissionError) or "CredentialsError" in type(error).__name__:
                 raise PermissionError(
                     f"{what}: access denied ({error}); check the permissions or storage_options"
+                ) from error
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise OSError(
+                    error.errno,
+                    f"{what}: {error.strerror or error}; make room, and make the same call again",
                 ) from error
             if not is_transient(error):
                 raise

@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint(rows, tmp_path):
         assert fitted(rows, "newton", place) == expected
 
 
-def test_another_fit_is_refused(rows, tmp_path):
+def test_another_fit_is_refused(rows, tmp_path, monkeypatch):
     """Other parameters or data are refused with what differs, and nothing is overwritten."""
     place = tmp_path / "fit"
     with pytest.raises(Broken):
@@ -139,8 +139,11 @@ def test_another_fit_is_refused(rows, tmp_path):
         pytest.raises(CheckpointError, match="another fit: data was"),
     ):
         LogisticRegression(solver="newton", random_state=0, tol=1e-9).fit(X, np.arange(6000) % 2)
-    with Engine(checkpoint=place), pytest.raises(CheckpointError, match="another fit"):
+    with Engine(checkpoint=place), pytest.raises(CheckpointError, match="another fit: estimator"):
         Ridge().fit(open_dataset(rows))
+    monkeypatch.setattr(np, "__version__", "0.1")
+    with pytest.raises(CheckpointError, match=r"another fit: numpy was .* and is now '0.1'"):
+        fitted(rows, "newton", place)
     assert {file.name: file.read_bytes() for file in place.iterdir()} == before
 
 

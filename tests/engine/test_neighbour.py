@@ -202,6 +202,9 @@ def test_what_is_no_client():
         pass
     with pytest.raises(ValueError, match="client is closed"):
         Engine(client).open(Made(40, 5), Needs())
+    for options in ({"workers": "a"}, {"resources": {"GPU": 1}}):
+        with pytest.raises(ValueError, match=r"there is no Dask client, and so no worker"):
+            Engine(**options).open(Made(40, 5), Needs())
 
 
 @pytest.mark.cluster
