@@ -305,6 +305,7 @@ class RemoteLeftover:
 
     def begin(self, **facts: Any) -> None:
         """Say which run this is, once nothing of another one is left; `facts` are recorded."""
+        self.confirm()  # of two that began in the same moment, the first has not written yet
         self.facts, self._record["run"] = facts, self._run
         self._put()
 
