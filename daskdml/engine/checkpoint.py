@@ -59,14 +59,6 @@ class CheckpointPlace:
     options: StorageOptions | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A state, and the names of what lies elsewhere that it relies on."""
-
-    state: Any
-    names: tuple[str, ...]
-
-
 class Checkpoints:
     """Checkpoints of one fit: objects ``<number>.state``, and a pointer that is put last.
 
@@ -123,12 +115,11 @@ class Checkpoints:
         """Digits of the fit that was claimed."""
         return digest(self._fit)
 
-    @property
     def names(self) -> set[str]:
         """Of what lies elsewhere, and the checkpoints that there are rely on."""
         return {name for entry in self._listed for name in entry.get("names", ())}
 
-    def load(self, there: Collection[str] = ()) -> Loaded | None:
+    def load(self, there: Collection[str] = ()) -> Any:
         """The newest state that is whole, or None where there is none.
 
         Parameters
@@ -143,11 +134,10 @@ class Checkpoints:
                 mark, state = decode_state(encoded)
                 if mark != self.mark:
                     raise DamagedError("it is of another fit")
-                names = tuple(entry.get("names", ()))
-                missing = [each for each in names if each not in there]
+                missing = [each for each in entry.get("names", ()) if each not in there]
                 if missing:
                     raise DamagedError(f"{missing[0]}, which it names, is gone")
-                return Loaded(state, names)
+                return state
             except (FileNotFoundError, IsADirectoryError, TypeError, ValueError) as error:
                 why = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
                 warnings.warn(

@@ -105,7 +105,7 @@ class Engine:
         workers: str | int | Sequence[str | int] | None = None,
         min_workers: int = 1,
     ) -> None:
-        if isinstance(client, str) or not (client is None or hasattr(client, "run")):
+        if client is not None and not hasattr(client, "run"):
             raise TypeError(
                 f"Engine takes a Dask client, not {client!r}; pass dask.distributed.Client(...)"
             )
@@ -141,11 +141,12 @@ class Engine:
         client = None if in_memory else client or global_client()
         if client is not None and client.status in ("closing", "closed"):
             raise ValueError("the Dask client is closed; make a new one")
-        if client is None and not in_memory and self.share.asks:
-            raise ValueError(
-                f"there is no Dask client, and so no worker {self.share.asks}; make a Client first"
-            )
         if client is None:
+            if self.share.asks and not in_memory:
+                asks = self.share.asks
+                raise ValueError(
+                    f"there is no Dask client, and so no worker {asks}; make a Client first"
+                )
             return Threads().part(self.share.max_share)
         place = None if self.checkpoint is None else self.checkpoint.url
         return Cluster(client, self.share, lambda text: self.tell(Message(text)), place)

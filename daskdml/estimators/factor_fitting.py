@@ -95,9 +95,9 @@ def fit_factors(
         Sweeps(engine, ratings, tiles, width, needs, store, paired, rehearse) as data,
         running(data, f"factorization-{task.solver}", task.began, resumable=whole) as run,
     ):
-        if run.checkpoints is not None:
-            data.checkpointed = partial(getattr, run.checkpoints, "names")
-        there = () if store is None else store.names()
+        there: list[str] = []
+        if store is not None and run.checkpoints is not None:
+            data.checkpointed, there = run.checkpoints.names, store.names()
         saved = resume(run, task.parameters, there, seed=model.seed) if task.parameters else None
         if store is not None:
             store.begin(None if run.checkpoints is None else run.checkpoints.mark, saved is None)

@@ -130,11 +130,8 @@ class Leftover(Protocol):
     def held(self) -> bool:
         """Whether no other writer has taken over."""
 
-    def quit(self) -> None:
-        """Leave it to the writer who has."""
-
     def release(self) -> None:
-        """Leave it to the same call again."""
+        """Leave it to the same call again, or to the writer who has taken over."""
 
     def remove(self) -> None:
         """Remove it."""
@@ -236,10 +233,6 @@ class LocalLeftover:
         """Nobody takes over what is locked."""
         return True
 
-    def quit(self) -> None:
-        """Leave it to the writer who has taken over."""
-        self.release()
-
     def release(self) -> None:
         """Leave it to the same call again."""
         if self._lock is not None:
@@ -323,12 +316,8 @@ class RemoteLeftover:
         except OSError:
             return False
 
-    def quit(self) -> None:
-        """Leave it to the writer who has taken over."""
-        self._end()
-
     def release(self) -> None:
-        """Leave it to the same call again."""
+        """Leave it to the same call again, or to the writer who has taken over."""
         self._end()
         with contextlib.suppress(OSError):
             if self.held():

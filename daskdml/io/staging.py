@@ -165,9 +165,8 @@ class _Staging:
         return finished_chunks(array, self._left.rebooted) if self._left.resumed else set()
 
     def leave(self, error: BaseException) -> None:
-        if not self._left.held():
-            self._left.quit()  # all that is there is another writer's
-        elif self._run is not None and helps(error):
+        again = self._run is not None and helps(error)
+        if again or not self._left.held():  # what is there may be another writer's
             self._left.release()
         else:
             self._remove_all()

@@ -196,7 +196,6 @@ class RunOf(Generic[D]):
     solution: Solution | None = None
     checkpoints: Checkpoints | None = None
     _last: Saved = field(default_factory=lambda: Saved())
-    _names: tuple[str, ...] = ()
     _resumed: bool = False
 
     def resume(self, fingerprint: Mapping[str, Any], there: Collection[str] = ()) -> Saved | None:
@@ -209,10 +208,9 @@ class RunOf(Generic[D]):
         if self.checkpoints is None:
             return None
         self.checkpoints.claim(fingerprint)
-        loaded = self.checkpoints.load(there)
-        if loaded is not None:
-            found: Saved = loaded.state
-            self._last, self._names = found, loaded.names
+        found: Saved | None = self.checkpoints.load(there)
+        if found is not None:
+            self._last = found
             self.history[:] = found.history
             self.data.totals = found.totals
             self.began -= found.seconds
@@ -232,10 +230,9 @@ class RunOf(Generic[D]):
         """
         if self.checkpoints is None:
             return False
-        self._names = names
         self.data.journal.step()
         history, totals = tuple(self.history), self.data.totals
-        self._last = Saved(state, best, n_iter, history, totals, ended=ended)
+        self._last = Saved(state, best, n_iter, history, totals, ended=ended, names=names)
         return self._offer(now=ended is not None)
 
     def _offer(self, now: bool = False) -> bool:
@@ -243,7 +240,7 @@ class RunOf(Generic[D]):
         seconds, journal = time.perf_counter() - self.began, self.data.journal.entries
         last = self._last
         facts: dict[str, Any] = {"n_iter": last.n_iter, "ended": last.ended is not None}
-        facts |= {"objective": None, "gap": None, "names": list(self._names)}
+        facts |= {"objective": None, "gap": None, "names": list(last.names)}
         if last.best is not None:
             c = last.best.certificate
             facts["objective"] = last.best.objective if c is None else c.objective
@@ -313,6 +310,8 @@ class Saved:
         That the fit took.
     ended : (str, bool) or None
         Why it ended, and whether it converged, if it has ended.
+    names : tuple of str
+        Of what lies elsewhere, and the state relies on.
     """
 
     state: Any = None
@@ -323,6 +322,7 @@ class Saved:
     journal: tuple[Entry, ...] = ()
     seconds: float = 0.0
     ended: tuple[str, bool] | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
