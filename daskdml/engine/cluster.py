@@ -21,7 +21,7 @@ from dask.task_spec import DataNode, Task, TaskRef
 from daskdml.engine import tasks
 from daskdml.engine.blame import blame
 from daskdml.engine.cache import PINNED
-from daskdml.engine.graphs import Graph
+from daskdml.engine.graphs import Graph, for_processes
 from daskdml.engine.ledger import Claim, Standing, enter, leave
 from daskdml.engine.limits import TimeLimits
 from daskdml.engine.place import TOPIC, Allotment, forget_allotment
@@ -29,6 +29,7 @@ from daskdml.engine.runners import Rehearse, Told, Worker, fit_name, forget_bloc
 from daskdml.engine.share import Share
 from daskdml.engine.survey import NOTE, Fact, apart, bind_anew
 from daskdml.engine.watch import TICK, Watch
+from daskdml.kernels.apart import aligned
 
 ASK_AGAIN = 2.0  # seconds after which a fit asks anew what other fits there are
 FORGET = 10.0  # seconds that a fit waits at its end for workers to drop its blocks
@@ -222,7 +223,8 @@ class Cluster:
     ) -> list[Any]:
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
             keys = [*graph.wanted, *graph.kept]
-            layers = self._strict(graph, places) if self.share.strict else _layers(graph, places)
+            sent = for_processes(graph)
+            layers = self._strict(sent, places) if self.share.strict else _layers(sent, places)
             every = self.client.get(layers, keys, sync=False, priority=self.share.priority)
         futures, kept = every[: len(graph.wanted)], every[len(graph.wanted) :]
         finished = threading.Event()
@@ -241,7 +243,7 @@ class Cluster:
                             self._watch.heard_of(record.worker)
                         told(record)
                 self._watch.mind()
-            return [*self._watch.wait(self.client.gather(futures, asynchronous=True)), *kept]
+            return [*self._gathered(futures), *kept]
         except BaseException:
             if not self._watch.lost:
                 self.client.cancel(every, force=True)
@@ -299,7 +301,11 @@ class Cluster:
     def fetch(self, kept: list[Any]) -> list[Any]:
         """The values, brought here from the workers."""
         with self._explained():
-            return list(self._watch.wait(self.client.gather(kept, asynchronous=True)))
+            return self._gathered(kept)
+
+    def _gathered(self, futures: list[Any]) -> list[Any]:
+        found = self._watch.wait(self.client.gather(futures, asynchronous=True))
+        return [aligned(value) for value in found]
 
     def forget(self, token: str) -> dict[str, int]:
         """Drop a fit's pinned blocks on every worker, as far as they answer in time."""

@@ -49,6 +49,20 @@ class Graph:
     name: str = ""
 
 
+def for_processes(graph: Graph) -> Graph:
+    """The graph whose tasks run in other processes, and mind how what they are given lies there.
+
+    Sums alone do not: adding arrays is the same wherever they lie, and spares a copy of each.
+    """
+    nodes = {
+        key: Task(key, tasks.received, node.func, *node.args, **node.kwargs)
+        if type(node) is Task and node.func is not tasks.combine
+        else node
+        for key, node in graph.tasks.items()
+    }
+    return replace(graph, tasks=nodes)
+
+
 def group_rows(chunk_bounds: Sequence[int], row_nbytes: int, target: int) -> tuple[Group, ...]:
     """Cut rows along chunk boundaries into groups of about `target` bytes.
 

@@ -21,6 +21,7 @@ from daskdml.io.options import quiet
 from daskdml.io.sources import AnySource, DaskSource, Source
 from daskdml.io.staging import Staging, stage
 from daskdml.io.store import array_name, is_local, open_store, resolve_url, retrying
+from daskdml.kernels.apart import aligned
 from daskdml.kernels.block import Block
 from daskdml.kernels.targets import DataError, explain
 
@@ -47,7 +48,7 @@ def _apply_to_block(
 
 def _apply(X: np.ndarray, fn: Rows, start: int, name: str, names: Any) -> np.ndarray:
     try:
-        return fn(X)
+        return aligned(fn)(aligned(X))  # either may come from another process
     except DataError as error:
         raise ValueError(explain(error.later(start), name, names)) from None
 

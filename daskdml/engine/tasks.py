@@ -20,6 +20,7 @@ from daskdml.io import buffers
 from daskdml.io.dask_rows import DaskSource
 from daskdml.io.identity import identity
 from daskdml.io.states import digest
+from daskdml.kernels.apart import aligned
 from daskdml.kernels.block import Block
 from daskdml.kernels.targets import DataError, check_targets
 
@@ -201,6 +202,11 @@ def allotted(allotment: Allotment, fn: Callable[..., Any], *args: Any, **kwargs:
     leave_slot()
     with allotment.permit():
         return fn(*args, **kwargs)
+
+
+def received(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """``fn(*args, **kwargs)`` of what came from another process."""
+    return aligned(fn)(*aligned(args), **aligned(kwargs))
 
 
 def recall(

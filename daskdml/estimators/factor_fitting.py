@@ -180,7 +180,7 @@ def _needs(
         return Needs(work=5 * sum(largest) + equations + gathered)
     # Newest and next factors of both sides may all be in one process, and a copy being written.
     held = (3 + 2 * copied) * sum(ratings.shape) * row
-    return Needs(work=2 * sum(largest) + equations, held=held)
+    return Needs(work=3 * sum(largest) + equations, held=held)
 
 
 def _start(data: Sweeps, task: FactorTask) -> tuple[Held, Held]:

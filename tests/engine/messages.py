@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+from contextlib import suppress
 from typing import Any
 
 import cloudpickle
@@ -12,16 +13,23 @@ import numpy as np
 
 from daskdml.engine.tasks import BlockRecord
 
-
-def sent(value: Any) -> bytes:
-    """Bytes of a value, as Dask would send it."""
-    try:
-        return pickle.dumps(value, 5)
-    except (AttributeError, TypeError, pickle.PicklingError):
-        return cloudpickle.dumps(value, 5)
+Message = tuple[bytes, list[bytes]]
 
 
-received = pickle.loads
+def sent(value: Any) -> Message:
+    """Bytes of a value, as Dask would send it: those of arrays apart."""
+    for dumps in (pickle.dumps, cloudpickle.dumps):
+        buffers: list[pickle.PickleBuffer] = []
+        with suppress(AttributeError, TypeError, pickle.PicklingError):
+            body = dumps(value, 5, buffer_callback=buffers.append)
+            return body, [bytes(buffer.raw()) for buffer in buffers]
+    raise TypeError(f"{value!r} cannot be sent")
+
+
+def received(message: Message) -> Any:
+    """The value; its arrays lie at odd addresses, as they may with Dask."""
+    body, buffers = message
+    return pickle.loads(body, buffers=[memoryview(bytearray(b"." + b))[1:] for b in buffers])
 
 
 class _Facts(pickle.Pickler):

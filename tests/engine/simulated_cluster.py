@@ -15,10 +15,12 @@ from typing import Any
 from dask.task_spec import Alias, DataNode
 
 from daskdml.engine import runners
+from daskdml.engine.graphs import for_processes
 from daskdml.engine.ledger import Standing
 from daskdml.engine.tasks import BlockRecord
 from daskdml.io import buffers, layout, ratings
-from tests.engine.messages import digest, received, sent
+from daskdml.kernels.apart import aligned
+from tests.engine.messages import Message, digest, received, sent
 from tests.engine.simulated_world import Clock, Habits, SimulatedWorker, Wrong
 
 LOST_AFTER = 60.0  # virtual seconds, after which a worker that does not move is given up
@@ -39,7 +41,7 @@ class _Spec:
     """A task as it was sent to the cluster."""
 
     number: int
-    message: bytes
+    message: Message
     home: str | None
     label: str
     needs: tuple[Any, ...] = ()
@@ -157,6 +159,7 @@ class SimulatedCluster:
     # The graph: what there is to do
 
     def _submit(self, graph: Any, places: Any) -> None:
+        graph = for_processes(graph)
         for key, node in graph.tasks.items():
             home = places[graph.lane_of[key]] if key in graph.lane_of else None
             self._made += 1
@@ -410,7 +413,7 @@ class SimulatedCluster:
                 self._happen()
             else:
                 self._compute([key])
-        return received(sent(self.random.choice(there).results[key]))
+        return aligned(received(sent(self.random.choice(there).results[key])))
 
     def _keep(self, key: Any) -> Kept:
         handle = Kept(key)

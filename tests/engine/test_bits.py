@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,11 +14,13 @@ import pytest
 
 import daskdml.engine.run
 from daskdml import Engine, LogisticRegression, Ridge
+from daskdml.engine.memory import Needs
 from daskdml.engine.run import Inline, Threads
 from daskdml.events import BlockEnd, Message, PassStart
 from daskdml.io import write_dataset
 from tests.conftest import workers
 from tests.engine.simulated import on_simulated_cluster
+from tests.engine.sources import Made
 
 MODELS = {
     "binary": (LogisticRegression(tol=1e-10), lambda y: (y > 0).astype(int)),
@@ -31,6 +34,25 @@ MODELS = {
 def many_groups(monkeypatch):
     """Rows come in twenty groups, each a task of its own."""
     monkeypatch.setattr(daskdml.engine.run, "GROUP_BYTES", 60_000)
+
+
+@dataclass(frozen=True)
+class Across:
+    """Block -> whether one of these arrays lies across its numbers' places."""
+
+    arrays: tuple[np.ndarray, ...]
+
+    def __call__(self, block):
+        """As a number, which adds."""
+        return int(not all(array.flags.aligned for array in self.arrays))
+
+
+def test_arrays_are_aligned_on_workers(two_workers):
+    """Arrays of which each moves the next one by a byte: BLAS and Numba would treat them apart."""
+    arrays = tuple(np.ones(2000 + n, dtype) for n in range(8) for dtype in ("i1", "f8"))
+    with Engine(two_workers).open(Made(40, 4), Needs()) as data:
+        found, _ = data.map_reduce(Across(arrays), "pass")
+    assert found == 0
 
 
 @pytest.fixture(scope="module")
