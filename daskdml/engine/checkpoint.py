@@ -10,7 +10,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,6 +31,9 @@ LATEST = 2**37
 POINTER = "latest.json"
 PROBE, PROBE_NBYTES = "probe", 10_000  # a full disk still takes empty files
 _NAME = re.compile(r"[0-9]{6,}\.state")
+
+_LEFT: dict[str, Future[None]] = {}
+"""What fits that were interrupted are still writing, by URL."""
 
 
 class CheckpointError(ValueError):
@@ -77,6 +80,8 @@ class Checkpoints:
         self._fit: dict[str, Any] | None = None
         self._listed: list[dict[str, Any]] = []
         self._damaged: list[dict[str, Any]] = []
+        if place.url in _LEFT:
+            wait([_LEFT.pop(place.url)])
         self._try_to_write()
         found = _pointer(self._fs, self._path, place.url)
         if found is not None and found[1]:
@@ -156,19 +161,26 @@ class Checkpoints:
 
         `state` is called by the thread that writes. Tells whether it will be.
         """
-        now = now or self.place.every == 0
-        if self._writing is not None and (now or self._writing.done()):
+        if self._writing is not None and (self.place.every == 0 or self._writing.done()):
             self._written()
         due = now or time.monotonic() - self._last >= self.place.every
-        if self._writing is not None or not due:
+        if not now and (self._writing is not None or not due):
             return False
         self._last = time.monotonic()
         self._writing = self._thread.submit(self._write, state, dict(facts))
         return True
 
-    def close(self) -> None:
-        """Wait until what is being written is written."""
-        self._thread.shutdown(wait=True)
+    def close(self, patience: float | None = None) -> None:
+        """Wait until what is being written is written, but not longer than so many seconds."""
+        self._thread.shutdown(wait=False)
+        if self._writing is not None and wait([self._writing], patience).not_done:
+            _LEFT[self.place.url] = self._writing
+            warnings.warn(
+                f"the last checkpoint is still being written at {self.place.url}; it will be whole "
+                "before this process ends, or the next fit there begins",
+                RuntimeWarning, stacklevel=3,
+            )  # fmt: skip
+            return
         self._written()
 
     def _written(self) -> None:
@@ -178,7 +190,7 @@ class Checkpoints:
         if error is not None:
             warnings.warn(
                 f"a checkpoint could not be written at {self.place.url} ({error}); the fit goes "
-                "on, and the checkpoints before it stay",
+                "on without it, and the checkpoints before it stay",
                 RuntimeWarning, stacklevel=3,
             )  # fmt: skip
 
@@ -212,7 +224,8 @@ class Checkpoints:
         except (ConnectionError, TimeoutError):
             raise  # they say what does not answer
         except OSError as error:
-            raise type(error)(
+            plain = type(error) if type(error).__module__ == "builtins" else OSError
+            raise plain(
                 f"checkpoints cannot be written at {url}: {error}; name a folder in which you may "
                 "write, and that has room"
             ) from error
@@ -230,8 +243,14 @@ class Checkpoints:
         target = f"{self._path}/{name}"
         if self._renames:
             new = f"{self._path}/.{name}.new"
-            self._fs.pipe_file(new, data)
-            self._fs.mv(new, target)
+            self._fs.makedirs(self._path, exist_ok=True)  # it may have been removed meanwhile
+            try:
+                self._fs.pipe_file(new, data)
+                self._fs.mv(new, target)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._fs.rm_file(new)
+                raise
         else:
             self._fs.pipe_file(target, data)
 
@@ -259,11 +278,18 @@ def _pointer(fs: Any, path: str, url: str) -> tuple[dict[str, Any], list[dict[st
         text = b""
     try:
         pointer = json.loads(bytes(text))
+        if type(pointer["format"]) is int and pointer["format"] > FORMAT:
+            raise CheckpointError(
+                f"{name} is of a newer daskdml: it has format {pointer['format']}, and this one "
+                f"knows {FORMAT}; use the newer one, or name another URL"
+            )
         if pointer["format"] != FORMAT:
             raise ValueError(f"format {pointer['format']!r}")
         fit, listed = dict(pointer["fit"]), list(pointer["checkpoints"])
         if not all(_is_entry(entry) for entry in listed):
             raise ValueError("what no checkpoint has")
+    except CheckpointError:
+        raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{name} is no list of checkpoints; name another URL, or remove it"
@@ -325,7 +351,7 @@ def checkpoint_place(
     """
     try:
         seconds = float(parse_timedelta(every))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ArithmeticError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"every={every!r} is no time; give seconds, or a number and a unit as in '60s'"
         ) from error

@@ -32,7 +32,7 @@ from daskdml.engine.watch import TICK, Watch
 from daskdml.kernels.apart import aligned
 
 ASK_AGAIN = 2.0  # seconds after which a fit asks anew what other fits there are
-FORGET = 10.0  # seconds that a fit waits at its end for workers to drop its blocks
+FORGET = 5.0  # seconds that a fit waits at its end for workers to drop its blocks
 
 
 class _Ears:
@@ -113,6 +113,7 @@ class Cluster:
         self._standing = Standing(0, 0, 1, {})
         self._claimed: tuple[float, Claim | None] = 0.0, None
         self._mine: list[Fact] = []  # the workers that are used, and how many of their slots
+        self._bound: set[str] = set()  # to which alone the tasks under way may go, if to some
         limits = TimeLimits.configured()
         self._watch = Watch(client, share, limits, tell, checkpoint, self._bind_anew)
         self._watch.look(now=True)
@@ -143,6 +144,10 @@ class Cluster:
         own = {fact.address: fact.threads for fact in self._mine}
         return self.share.allot(self._watch.usable(), total, self._standing.taken, own)
 
+    @property
+    def _addresses(self) -> list[str]:
+        return [fact.address for fact in self._mine]
+
     def claim(self, token: str, need: int, limit: int) -> Standing:
         """Among the fits of the cluster; asks its scheduler, but not more often than need be."""
         if not self._token:
@@ -158,18 +163,19 @@ class Cluster:
 
     def make_room(self, nbytes: int) -> None:
         """On the workers that are used."""
-        self._on_workers(cap_blocks, nbytes, workers=[fact.address for fact in self._mine])
+        self._on_workers(cap_blocks, nbytes, workers=self._addresses)
 
     def _bind_anew(self) -> None:
-        """Where tasks may only run on workers of which some are lost, let them run on others."""
-        there = {fact.address for fact in self._watch.facts}
-        if not self.share.strict or all(fact.address in there for fact in self._mine):
+        """Tasks whose workers are lost, or take none any more, go to others."""
+        full = self._watch.full()
+        able = {fact.address for fact in self._watch.facts} - full
+        if self._bound <= able and not full:
             return
-        left = [fact for fact in self._mine if fact.address in there]
+        left = [fact for fact in self._mine if fact.address in able]
         self._mine = left or self._allot()
-        places = [fact.address for fact in self._mine]
+        self._bound = (self._bound & able) | set(self._addresses) if self._bound else set()
         move = partial(self.client.run_on_scheduler, bind_anew, asynchronous=True)
-        self._watch.ask(move(self._token, places))
+        self._watch.ask(move(self._token, self._addresses, full))
 
     def resident(self, rehearse: Rehearse = None, shared: bool = False) -> int:
         """Resident bytes of the fullest worker, with all loaded that tasks need."""
@@ -180,20 +186,29 @@ class Cluster:
         others = [name for name in names if name not in first]
         if others:
             known |= self._on_workers(make_ready, rehearse, shared, workers=others)
-        return max(known.values(), default=0)
+        for address, found in known.items():
+            if isinstance(found, Exception) and not isinstance(found, OSError):
+                found.add_note(f"This came of getting the worker {address} ready.")
+                raise found
+        sizes = [found for found in known.values() if isinstance(found, int)]
+        return max(sizes) if sizes else self.resident(rehearse, shared)  # all are lost: who comes
 
     def _on_workers(
         self, function: Callable[..., Any], *args: Any, workers: list[str] | None = None,
         seconds: float | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """What a function gives on each worker; one that is lost meanwhile is left out."""
-        run = partial(self.client.run, apart, function, *args, on_error="ignore", asynchronous=True)
+        """What a function gives, or raises, on each worker; one that is lost is left out.
+
+        Within so many `seconds`, nothing else is looked at.
+        """
+        run = partial(self.client.run, apart, function, *args, on_error="return", asynchronous=True)
         if workers is None:
             workers = [fact.address for fact in self._watch.facts]
         asking: dict[str, asyncio.Task[Any]] = {}
 
         def look() -> None:
-            self._watch.mind()
+            if seconds is None:
+                self._watch.mind()
             there = {fact.address for fact in self._watch.facts}
             for address, task in tuple(asking.items()):
                 if address not in there:  # Dask would try for half a minute to reach it
@@ -224,7 +239,9 @@ class Cluster:
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
             keys = [*graph.wanted, *graph.kept]
             sent = for_processes(graph)
-            layers = self._strict(sent, places) if self.share.strict else _layers(sent, places)
+            layers = self._strict(sent, places) if self.share.strict else self._loose(sent, places)
+            # Of the moment at which places were given: who has died since is looked for.
+            self._bound = {*places, *self._addresses} if self.share.strict else set()
             every = self.client.get(layers, keys, sync=False, priority=self.share.priority)
         futures, kept = every[: len(graph.wanted)], every[len(graph.wanted) :]
         finished = threading.Event()
@@ -252,7 +269,7 @@ class Cluster:
     def _strict(self, graph: Graph, places: Sequence[str]) -> HighLevelGraph:
         """The graph whose tasks may only run where, and as many at a time as, the fit may use."""
         graph = self._allotted(graph) if self.share.max_share < 1 else graph
-        anywhere = [fact.address for fact in self._mine]
+        anywhere = self._addresses
         layers: dict[str, MaterializedLayer] = {}
         for where, part in _parts(graph, places).items():
             held = {key: node for key, node in part.items() if isinstance(node, DataNode)}
@@ -261,6 +278,16 @@ class Cluster:
             needs = {"resources": dict(self.share.resources)} if self.share.resources else {}
             layers[f"{where}-held"] = MaterializedLayer(held, annotations=bound)
             layers[f"{where}-work"] = MaterializedLayer(work, annotations=bound | needs)
+        return HighLevelGraph(layers, {name: set(layers) - {name} for name in layers})
+
+    def _loose(self, graph: Graph, places: Sequence[str]) -> HighLevelGraph:
+        """The graph with each lane's tasks bound, loosely, to its worker."""
+        layers = {}
+        for where, part in _parts(graph, places).items():
+            bound: dict[str, Any] = {NOTE: self._token}
+            if where:
+                bound |= {"workers": [where], "allow_other_workers": True}
+            layers[where or "free"] = MaterializedLayer(part, annotations=bound)
         return HighLevelGraph(layers, {name: set(layers) - {name} for name in layers})
 
     def _allotted(self, graph: Graph) -> Graph:
@@ -309,10 +336,13 @@ class Cluster:
 
     def forget(self, token: str) -> dict[str, int]:
         """Drop a fit's pinned blocks on every worker, as far as they answer in time."""
+        if self._watch.given_up:
+            return {}
         try:
             leaving = self.client.run_on_scheduler(leave, token, asynchronous=True)
-            self._watch.wait(leaving, FORGET)
-            return self._on_workers(_forget, token, seconds=FORGET)
+            self._watch.wait(leaving, FORGET, lambda: None)
+            found = self._on_workers(_forget, token, seconds=FORGET)
+            return {name: peak for name, peak in found.items() if isinstance(peak, int)}
         except (OSError, CancelledError, RuntimeError):
             return {}  # whoever did not hear drops them when they have not been used for a while
 
@@ -357,12 +387,3 @@ def _parts(graph: Graph, places: Sequence[str]) -> dict[str, dict[Any, Any]]:
         lane = graph.lane_of.get(key)
         parts.setdefault("" if lane is None else places[lane], {})[key] = task
     return parts
-
-
-def _layers(graph: Graph, places: Sequence[str]) -> HighLevelGraph:
-    """The graph with each lane's tasks bound, loosely, to its worker."""
-    layers = {}
-    for where, part in _parts(graph, places).items():
-        bound = {"workers": [where], "allow_other_workers": True} if where else None
-        layers[where or "free"] = MaterializedLayer(part, annotations=bound)
-    return HighLevelGraph(layers, {name: set(layers) - {name} for name in layers})

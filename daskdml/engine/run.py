@@ -290,16 +290,17 @@ class Data(Opened):
     def identity(self, label: str) -> str:
         """Digits that tell these rows from others: of their shape, and of three groups of them.
 
-        None of them stays in memory: what is in use now is what a plan counts as in use before it.
+        Of rows that lie in this process it is all groups, and a data set has digits of its own.
+        None of the groups stays in memory: what is in use now counts as in use before a plan.
         """
         n = len(self.groups)
-        few = [self.groups[k] for k in sorted({0, n // 2, n - 1})]
+        few = range(n) if self.source.in_memory else sorted({0, n // 2, n - 1})
         name = f"{label}-identity"
         once, self.once = self.once, True
-        found, totals = self.map_reduce(tasks.identify, name, few)
+        found, totals = self.map_reduce(tasks.identify, name, [self.groups[k] for k in few])
         self.once = once
         self.end_pass(name, totals)
-        return digest((*self.shape, str(self.source.dtype), found))
+        return digest((*self.shape, str(self.source.dtype), self.source.written, found))
 
     def leave_out(self, totals: PassTotals) -> None:
         """Do not count the rows of a pass that read no rows of X."""

@@ -35,6 +35,8 @@ class Fact:
         Whether it takes new tasks: it is neither paused nor about to close.
     resources : mapping of str to float
         What it was started with.
+    home : str
+        Its folder, which tells it from one that had the same address before.
     """
 
     address: str
@@ -44,6 +46,7 @@ class Fact:
     seen: float
     running: bool
     resources: Mapping[str, float]
+    home: str = ""
 
 
 def facts_of(identity: Mapping[str, Any]) -> list[Fact]:
@@ -52,26 +55,31 @@ def facts_of(identity: Mapping[str, Any]) -> list[Fact]:
         Fact(
             address, str(about["name"]), int(about["nthreads"]), int(about["memory_limit"] or 0),
             about["last_seen"], about["status"] == "running", about["resources"],
+            about["local_directory"],
         )
         for address, about in sorted(identity["workers"].items())
     ]  # fmt: skip
 
 
-def bind_anew(token: str, places: list[str], dask_scheduler: Any) -> int:
-    """Bind those of a fit's tasks whose workers are all gone to others; gives their number.
+def bind_anew(token: str, places: list[str], full: set[str], dask_scheduler: Any) -> int:
+    """Give those of a fit's tasks to others whose workers are all gone or `full`; gives their number.
 
     Runs in the scheduler's process.
     """
-    alive, moved = set(dask_scheduler.workers), []
+    able, moved = set(dask_scheduler.workers) - full, []
     for task in dask_scheduler.tasks.values():
-        bound = task.worker_restrictions
-        if (task.annotations or {}).get(NOTE) == token and bound and not bound & alive:
+        if (task.annotations or {}).get(NOTE) != token:
+            continue
+        bound, at = task.worker_restrictions, task.processing_on
+        if bound and not bound & able and not task.loose_restrictions:
             task.worker_restrictions = set(places)
             moved.append(task)
-    waiting = [task for task in moved if task in dask_scheduler.unrunnable]
-    waiting.sort(key=lambda task: task.priority, reverse=True)
-    again = {task.key: "processing" for task in waiting}
-    dask_scheduler.transitions(again, stimulus_id=f"{NOTE}-bind-anew")
+        elif at is not None and at.address in full:
+            moved.append(task)
+    moved.sort(key=lambda task: task.priority, reverse=True)
+    waiting = {task.key: "processing" for task in moved if task in dask_scheduler.unrunnable}
+    held = {t.key: "released" for t in moved if t.processing_on and t.processing_on.address in full}
+    dask_scheduler.transitions(waiting | held, stimulus_id=f"{NOTE}-bind-anew")
     return len(moved)
 
 

@@ -226,9 +226,9 @@ class Sweeps(Opened):
         versions: list[list[TaskRef]] = [[ref] for ref in start]
         names = users.name, items.name
         lanes: dict[Any, int] = {}
-        old: list[str] = []
+        passed: list[str | None] = []  # versions between the first, which the caller has, and the last
         for s in range(n):
-            old += [name for name in names if name is not None]
+            passed += names if s else ()
             names = self._stored("user"), self._stored("item")
             for k in range(n):
                 j = (k + s) % n
@@ -261,7 +261,7 @@ class Sweeps(Opened):
         kept += [known[-1].key for known in versions]
         self._start(label, n * n, self.n_rows)
         value, steps, totals = self._swept(name, graph, lanes, n, kept, label)
-        self._forget(*old)
+        self._forget(*passed)
         return value, Held(steps[:n], names[0]), Held(steps[n:], names[1]), totals
 
     def _swept(

@@ -62,7 +62,10 @@ class Watch:
         self._looked = 0.0
         self._looking = threading.RLock()
         self._heard: dict[str, tuple[float, float]] = {}  # when it was seen; and by this clock
-        self._vetted: set[str] = set()
+        self._vetted: dict[str, str] = {}  # those that were asked what they compute with
+        self._full: dict[str, float] = {}  # workers that take no tasks, and since when
+        self._full_told: set[str] = set()
+        self.given_up = False
         self._cpus: set[str] = set()
         self._none_since: float | None = None
         self._said = 0.0
@@ -75,6 +78,7 @@ class Watch:
 
     def gone(self) -> LostScheduler:
         """What to raise where the scheduler is lost."""
+        self.given_up = True
         kept = "; fits go on from where they stood if the engine has a checkpoint="
         if self.checkpoint is not None:
             kept = (
@@ -178,6 +182,7 @@ class Watch:
         slow = took > max(1.0, interval) or (self._looked > 0 and since > 2 * interval + 1.0)
         for fact in self._silent(slow):
             self._remove(fact)
+        self._note_full()
         self._vet()
         self._looked = time.monotonic()
 
@@ -222,6 +227,24 @@ class Watch:
         self.ask(answer)
         self.facts = [other for other in self.facts if other.address != fact.address]
 
+    def _note_full(self) -> None:
+        """Remember since when workers take no tasks: mostly, Dask has paused a full one."""
+        now = time.monotonic()
+        idle = [fact for fact in self.facts if not fact.running and self.share.names(fact)]
+        self._full = {fact.address: self._full.get(fact.address, now) for fact in idle}
+        full = self.full()
+        for address in sorted(full - self._full_told):
+            self.tell(
+                f"The worker {address} has begun no task for {self.limits.worker_silence:g} s: it "
+                "is paused, most often because its memory is full; others do its work."
+            )
+        self._full_told = full
+
+    def full(self) -> set[str]:
+        """Workers that have taken no tasks for too long."""
+        now, patience = time.monotonic(), self.limits.worker_silence
+        return {address for address, since in self._full.items() if now - since > patience}
+
     def _vet(self) -> None:
         """Ask workers that have joined what they compute with.
 
@@ -230,10 +253,10 @@ class Watch:
         RuntimeError
             If that is not what this process computes with: the bits would differ.
         """
-        new = [f.address for f in self.share.usable(self.facts) if f.address not in self._vetted]
+        new = {f.address: f.home for f in self.share.usable(self.facts) if not self._known(f)}
         if not new:
             return
-        ask = self.client.run(greet, terminal(), workers=new, on_error="return", asynchronous=True)
+        ask = self.client.run(greet, terminal(), workers=list(new), on_error="return", asynchronous=True)
         try:
             answers = self._wait(ask, ASK, lambda: None)
         except TimeoutError:
@@ -243,7 +266,7 @@ class Watch:
             if isinstance(theirs, OSError):
                 continue  # it has just gone
             check_build(address, ours, theirs)
-            self._vetted.add(address)
+            self._vetted[address] = new[address]
             self._cpus.add(theirs["CPU"])
             if len(self._cpus) == 2:
                 self.tell(
@@ -254,7 +277,11 @@ class Watch:
 
     def usable(self) -> list[Fact]:
         """The workers that tasks may be given now: those that compute as this process does."""
-        return [f for f in self.share.usable(self.facts) if f.address in self._vetted]
+        return [fact for fact in self.share.usable(self.facts) if self._known(fact)]
+
+    def _known(self, fact: Fact) -> bool:
+        """Whether this very worker was asked; another one may have come at its address."""
+        return self._vetted.get(fact.address) == fact.home
 
     def heard_of(self, address: str) -> None:
         """A worker has done something: make sure that it has been asked what it computes with."""
@@ -304,6 +331,12 @@ class Watch:
                 f"the Dask cluster at {scheduler} has {len(usable)} workers"
                 f"{' ' * bool(asks)}{asks}, and min_workers={least} were not there {waited}; start "
                 "more (cluster.scale(...)), or ask for fewer"
+            )
+        if self._full:
+            return (
+                f"all workers of the Dask cluster at {scheduler}{' ' * bool(asks)}{asks} are "
+                f"paused, or about to close, and none went on {waited}; they are paused where "
+                "their memory is full: free some, start others, or lower memory_limit"
             )
         return (
             f"the Dask cluster at {scheduler} has no workers{' ' * bool(asks)}{asks}, and none "

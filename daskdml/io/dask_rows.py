@@ -144,6 +144,7 @@ class DaskSource:
     name: str
 
     in_memory = False
+    written = None
     scratch_nbytes = 0
 
     @classmethod

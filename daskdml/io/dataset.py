@@ -88,6 +88,13 @@ class Dataset:
         return f"dataset-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     @property
+    def written(self) -> str | None:
+        """Digits of the write that made these rows, and of the view; None where others wrote."""
+        if self._identity is None:
+            return None
+        return hashlib.sha256(repr((self._identity, self._steps)).encode()).hexdigest()[:32]
+
+    @property
     def identity(self) -> Identity:
         """What tells these rows from others in any process, also where others wrote the group."""
         return [self.token, identity(self._arrays.X.array)]

@@ -51,6 +51,8 @@ class Source(Protocol):
         Names these very rows: equal tokens, equal rows.
     identity : list or None
         Names the rows of X in any process; None where that cannot be done.
+    written : str or None
+        Digits of the write that made the rows of a data set, wherever it lies by now.
     """
 
     @property
@@ -79,6 +81,8 @@ class Source(Protocol):
     def token(self) -> str: ...  # noqa: D102
     @property
     def identity(self) -> Identity: ...  # noqa: D102
+    @property
+    def written(self) -> str | None: ...  # noqa: D102
 
     def read(self, start: int, stop: int, parts: Iterable[str] = PARTS) -> tuple[Block, ReadStats]:
         """Read rows [start, stop) as a block."""
@@ -214,6 +218,11 @@ class ColumnSource:
     def in_memory(self) -> bool:
         """Whether X lies in this process."""
         return isinstance(self.X, _InMemory)
+
+    @property
+    def written(self) -> str | None:
+        """Digits of the write that made the rows of a data set; None for others."""
+        return self.X.ds.written if isinstance(self.X, _Stored) else None
 
     @property
     def identity(self) -> Identity:

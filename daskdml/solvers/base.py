@@ -185,6 +185,13 @@ class Solver(Protocol[P_contra]):
 D = TypeVar("D", bound=Opened)
 
 
+PATIENCE = 1.5
+"""Seconds that who interrupts waits for a checkpoint, which is written all the same."""
+
+MISTAKES = ArithmeticError, LookupError, TypeError, ValueError
+"""What calling again does not mend: where the fit stood is not kept anew."""
+
+
 @dataclass
 class RunOf(Generic[D]):
     """A fit in progress: its data, its clock and its history."""
@@ -197,6 +204,7 @@ class RunOf(Generic[D]):
     checkpoints: Checkpoints | None = None
     _last: Saved = field(default_factory=lambda: Saved())
     _resumed: bool = False
+    _hurried: bool = False
 
     def resume(self, fingerprint: Mapping[str, Any], there: Collection[str] = ()) -> Saved | None:
         """Where an earlier call of this fit stood, or None; its history is this fit's, too.
@@ -258,15 +266,16 @@ class RunOf(Generic[D]):
             self.save(solution.state, best, solution.n_iter, ended, names)
 
     def interrupt(self) -> None:
-        """Keep where the fit stands: Ctrl-C was pressed."""
+        """Keep where the fit stands: Ctrl-C was pressed, or what it runs on is gone."""
         if self._resumed:  # else it is not known yet
             self._offer(now=True)
+            self._hurried = not self._last.names  # what it names may not change until it is kept
 
     def close(self) -> None:
-        """Wait until what is being written is written."""
+        """Wait until what is being written is written; not for long, if the user interrupted."""
         self.data.journal.stop()
         if self.checkpoints is not None:
-            self.checkpoints.close()
+            self.checkpoints.close(PATIENCE if self._hurried else None)
 
     def note(self, report: Report) -> None:
         """Add a report to the history and tell the callbacks."""
@@ -366,7 +375,8 @@ def running(data: D, label: str, began: float, resumable: bool = True) -> Iterat
         run.checkpoints = None if place is None else Checkpoints(place)
         yield run
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
+        ended = isinstance(error, Exception | KeyboardInterrupt | SystemExit)
+        if ended and not isinstance(error, MISTAKES):
             run.interrupt()
         run.close()
         reason = f"broken off by {type(error).__name__}"

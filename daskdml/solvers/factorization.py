@@ -301,6 +301,7 @@ def factorize(
     interrupted = False
     try:
         while n_iter < stop.max_iter:
+            before = now
             now, reason = _sweep(model, solver, data, run, stop, now, n_iter + 1)
             n_iter += 1
             if reason is not None:
@@ -308,6 +309,8 @@ def factorize(
                 break
             if n_iter < stop.max_iter:
                 _keep(data, run, now, n_iter)
+                # Not earlier: until here, Ctrl-C leaves the factors before as the model.
+                data.replaced(before.users, before.items)
     except KeyboardInterrupt:
         if n_iter == 0:
             raise
@@ -321,7 +324,6 @@ def _sweep(
 ) -> tuple[Descent, str | None]:  # fmt: skip
     """Sweep t: where the loop stands after it, and why it should end there, if it should."""
     found, state = solver.sweep(model, data, t, now.users, now.items, now.state)
-    data.replaced(now.users, now.items)
     steepest = max(now.steepest, found.gradient or 0.0)
     score = None if stop.validate is None else stop.validate(found.users, found.items)
     run.add(f"{solver.name}-sweep", found.totals, found.objective, None, None,

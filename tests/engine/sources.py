@@ -30,6 +30,7 @@ class Made:
     in_memory = False
     name = "made"
     token = "made"
+    written = None
 
     @property
     def row_nbytes(self) -> int:

@@ -13,14 +13,14 @@ from collections import Counter
 import dask
 import numpy as np
 import pytest
-from distributed import Client, WorkerPlugin, wait
+from distributed import Client, Status, WorkerPlugin, wait
 
 import daskdml.engine.run
 import daskdml.engine.sweeps
 from daskdml import Engine, LogisticRegression
 from daskdml.engine.graphs import Graph, pass_graph
 from daskdml.engine.memory import Needs
-from daskdml.engine.run import Inline
+from daskdml.engine.run import Data, Inline
 from daskdml.engine.tasks import Read
 from daskdml.events import BlockEnd, Message
 from daskdml.io import write_dataset
@@ -120,6 +120,56 @@ def test_a_frozen_worker_holds_the_result(short_limits, cluster):
         place = client.who_has(held)[held.key][0]
         freeze(pids[place])
         assert data.runner.fetch([held])[0].value == total(Made(40, 10).read(0, 40)[0])
+
+
+@pytest.mark.parametrize("share", [1.0, 0.99])
+def test_a_worker_is_paused(share, rows, expected, short_limits, cluster):
+    """What Dask gave to a worker that it has paused since is done by others."""
+    processes, client = cluster
+    processes.ready(client, 2)
+
+    def pause(dask_worker):
+        dask_worker.memory_manager.memory_pause_fraction = False  # so that it stays so
+        dask_worker.status = Status.paused
+
+    at = At(12, lambda event: client.run(pause, workers=[event.worker]))
+    assert fitted(rows, client, [at], max_share=share) == expected
+    assert at.told("has begun no task for 5 s", "paused")
+    processes.ready(client, 0)
+
+
+def test_all_workers_are_paused(rows, cluster):
+    """Nobody left to work is told as what it is, after the stated time."""
+    processes, client = cluster
+    processes.ready(client, 1)
+
+    def pause(dask_worker):
+        dask_worker.memory_manager.memory_pause_fraction = False
+        dask_worker.status = Status.paused
+
+    at = At(12, lambda event: client.run(pause))
+    limits = {"daskdml.wait-for-workers": "4s"}
+    with dask.config.set(limits), pytest.raises(TimeoutError, match="paused, or about to close"):
+        fitted(rows, client, [at])
+    processes.ready(client, 0)
+
+
+def test_a_worker_dies_while_a_graph_is_made(rows, expected, cluster, monkeypatch):
+    """Tasks that were bound to it alone, unseen, go to those that are left."""
+    processes, client = cluster
+    pids, read, reads = processes.ready(client, 2), Data._read, []
+
+    def late(self, parts):
+        reads.append(parts)
+        if len(reads) == 3:
+            os.kill(pids[min(pids)], signal.SIGKILL)
+            while len(client.run_on_scheduler(lambda dask_scheduler: [*dask_scheduler.workers])) > 1:
+                time.sleep(0.02)
+        return read(self, parts)
+
+    monkeypatch.setattr(Data, "_read", late)
+    assert fitted(rows, client, workers=sorted(pids)) == expected
+    assert len(reads) > 3
 
 
 @pytest.mark.parametrize("how", ["freeze", "cut"])
@@ -272,6 +322,41 @@ def test_a_worker_with_another_version_joins(rows, cluster):
 
 
 WRONG = "import time; right = time.time; time.time = lambda: right() {} 86_400\n"
+
+
+def test_another_worker_comes_at_the_same_address(rows, cluster):
+    """It is asked what it computes with, as any other is that joins."""
+    processes, client = cluster
+    processes.ready(client, 0)
+    about = {"scheduler_ip": processes.address, "host": "127.0.0.1", "port": closed_port()}
+    came = [processes.start("Worker", nthreads=1, **about)]
+    client.wait_for_workers(1, timeout=60)
+
+    def replace(event):
+        came[0].kill()
+        came[0].wait(20)
+        other = "import scipy; scipy.__version__ = '0.1'\n"
+        came.append(processes.start("Worker", other, nthreads=1, **about))
+
+    with pytest.raises(RuntimeError, match=r"has scipy 0\.1, and this process has scipy"):
+        fitted(rows, client, [At(12, replace)])
+    came[1].kill()
+    came[1].wait(20)
+
+
+def test_a_worker_that_cannot_get_ready(cluster):
+    """What a worker raises while it compiles is an error, and not a plan for an empty worker."""
+    processes, client = cluster
+    processes.ready(client, 1)
+    with Engine(client).open(Made(40, 10), Needs()) as data:
+        with pytest.raises(MemoryError, match="no room") as caught:
+            data.require(Needs(), no_room)
+    assert "getting the worker" in caught.value.__notes__[0]
+
+
+def no_room():
+    """What a rehearsal may end in."""
+    raise MemoryError("no room to compile")
 
 
 def test_a_workers_clock_is_wrong(rows, expected):
