@@ -335,7 +335,7 @@ def test_another_worker_comes_at_the_same_address(rows, cluster):
     def replace(event):
         came[0].kill()
         came[0].wait(20)
-        other = "import scipy; scipy.__version__ = '0.1'\n"
+        other = "import numba, scipy; scipy.__version__ = '0.1'\n"
         came.append(processes.start("Worker", other, nthreads=1, **about))
 
     with pytest.raises(RuntimeError, match=r"has scipy 0\.1, and this process has scipy"):
