@@ -256,7 +256,9 @@ class Watch:
         new = {f.address: f.home for f in self.share.usable(self.facts) if not self._known(f)}
         if not new:
             return
-        ask = self.client.run(greet, terminal(), workers=list(new), on_error="return", asynchronous=True)
+        ask = self.client.run(
+            greet, terminal(), workers=list(new), on_error="return", asynchronous=True
+        )
         try:
             answers = self._wait(ask, ASK, lambda: None)
         except TimeoutError:

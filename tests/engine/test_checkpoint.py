@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from daskdml import Engine, LogisticRegression, MiniBatchKMeans, Ridge
 from daskdml.engine.cache import PINNED
 from daskdml.engine.checkpoint import CheckpointError
 from daskdml.engine.memory import Needs
+from daskdml.engine.run import Data
 from daskdml.events import Message, PassEnd
 from daskdml.io import open_dataset, write_dataset
 from daskdml.io.sources import as_source
@@ -147,6 +149,67 @@ def test_another_fit_is_refused(rows, tmp_path, monkeypatch):
     assert {file.name: file.read_bytes() for file in place.iterdir()} == before
 
 
+def test_rows_that_were_written_anew_are_refused(rows, tmp_path):
+    """One chunk of many is another: no block that is compared tells, and the data set does."""
+    url, place = tmp_path / "r.zarr", tmp_path / "fit"
+    X, y = (part.compute() for part in open_dataset(rows).to_dask())
+    write_dataset(url, X, y, chunks=500)
+    with pytest.raises(Broken):
+        fitted(url, "newton", place, stop=3)
+    shutil.copytree(url, tmp_path / "copy.zarr")
+    X[1000:1500] += 1
+    write_dataset(url, X, y, chunks=500, overwrite=True)
+    with pytest.raises(CheckpointError, match="another fit: data was"):
+        fitted(url, "newton", place)
+    said = []
+    fitted(tmp_path / "copy.zarr", "newton", place, said=said)
+    assert any("Goes on after step" in text for text in said)
+
+
+def test_rows_in_memory_are_compared_throughout(tmp_path):
+    """One number of NumPy's rows tells them from others."""
+    X, place = np.random.default_rng(0).standard_normal((50_000, 20)), tmp_path / "fit"
+    y = X[:, 0]
+    with Engine(checkpoint=place):
+        Ridge().fit(X, y)
+        X[30_000, 3] += 1e-9
+        with pytest.raises(CheckpointError, match="another fit: data was"):
+            Ridge().fit(X, y)
+
+
+@pytest.mark.parametrize("error", [ConnectionError, RuntimeError, SystemExit])
+def test_what_ends_a_fit_from_outside_keeps_where_it_stood(error, rows, tmp_path, monkeypatch):
+    """Long before the next checkpoint is due: the same call goes on from the last step."""
+
+    def heard(event):
+        if isinstance(event, PassEnd) and event.label.endswith("newton"):
+            monkeypatch.setattr(Data, "map_reduce", ended)
+
+    def ended(*args, **kwargs):
+        raise error("the end")
+
+    place, expected, said = tmp_path / "fit", fitted(rows, "newton"), []
+    engine = Engine(checkpoint=place, every="1 hour", callbacks=[heard])
+    with engine, pytest.raises(error, match="the end"):
+        LogisticRegression(solver="newton", random_state=0, tol=1e-9).fit(open_dataset(rows))
+    monkeypatch.undo()
+    assert fitted(rows, "newton", place, said=said) == expected
+    assert any("Goes on after step 1" in text for text in said)
+
+
+def test_a_removed_folder_is_made_again(rows, tmp_path):
+    """Who clears it away in mid-fit loses what it held, and not what comes later."""
+    place = tmp_path / "fit"
+
+    def heard(event):
+        if isinstance(event, PassEnd) and event.objective is not None and place.exists():
+            shutil.rmtree(place)
+
+    with Engine(callbacks=[heard], checkpoint=place, every=0):
+        LogisticRegression(solver="newton", tol=1e-9).fit(open_dataset(rows))
+    assert (place / "latest.json").exists()
+
+
 def test_seeds_that_were_drawn_are_kept(rows, tmp_path):
     """With random_state=None the second call has the seed of the first."""
     with pytest.raises(Broken), Engine(
@@ -259,12 +322,23 @@ def test_names_cannot_lead_out_of_the_folder(rows, tmp_path):
         fitted(rows, "newton", tmp_path)
 
 
+def test_a_newer_format_is_named(rows, tmp_path):
+    """Checkpoints of a later version are refused as such, and stay."""
+    text = json.dumps({"format": 7, "fit": {}, "states": []})
+    (tmp_path / "latest.json").write_text(text)
+    with pytest.raises(CheckpointError, match="of a newer daskdml: it has format 7, and this one"):
+        fitted(rows, "newton", tmp_path)
+    assert (tmp_path / "latest.json").read_text() == text
+
+
 def test_bad_places_are_told_at_once(rows, tmp_path):
     """Unreadable times, places that cannot be written and fits without checkpoints are errors."""
     with pytest.raises(ValueError, match=r"every='soon' is no time"):
         Engine(checkpoint=tmp_path, every="soon")
     with pytest.raises(ValueError, match=r"every=-1 is no time"):
         Engine(checkpoint=tmp_path, every=-1)
+    with pytest.raises(ValueError, match=r"every='1e400s' is no time"):
+        Engine(checkpoint=tmp_path, every="1e400s")
     for keep in (0, 1.5, True, "2"):
         with pytest.raises(ValueError, match=rf"keep={keep!r}: .* a whole number"):
             Engine(checkpoint=tmp_path, keep=keep)

@@ -163,7 +163,9 @@ def test_a_worker_dies_while_a_graph_is_made(rows, expected, cluster, monkeypatc
         reads.append(parts)
         if len(reads) == 3:
             os.kill(pids[min(pids)], signal.SIGKILL)
-            while len(client.run_on_scheduler(lambda dask_scheduler: [*dask_scheduler.workers])) > 1:
+            while (
+                len(client.run_on_scheduler(lambda dask_scheduler: [*dask_scheduler.workers])) > 1
+            ):
                 time.sleep(0.02)
         return read(self, parts)
 

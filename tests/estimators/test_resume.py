@@ -1,5 +1,6 @@
 """Every fit goes on from its checkpoint, wherever it broke off, and ends with the same bits."""
 
+import contextlib
 import errno
 import json
 import shutil
@@ -20,6 +21,7 @@ from daskdml.engine.checkpoint import Checkpoints
 from daskdml.engine.run import Inline
 from daskdml.events import BlockEnd, Message, PassEnd
 from daskdml.io import convert_ratings, open_dataset, open_ratings, write_dataset
+from daskdml.io.factors import FactorStore
 from tests.conftest import workers
 from tests.faults.work import learned
 
@@ -316,6 +318,52 @@ def test_an_interrupted_factorization_is_fitted(ratings, tmp_path):
     model = dml.MatrixFactorization(4, max_iter=100_000, tol=0.0, random_state=0)
     model, seconds, _ = interrupted(model, data, 5, tmp_path / "fit")
     assert seconds < 2 and len(model.recommend(np.asarray(data.users.ids[:2]), k=3)[0]) == 2
+
+
+@pytest.mark.parametrize("solver", ["als", "sgd"])
+@pytest.mark.parametrize("at", range(1, 9))
+def test_ctrl_c_while_old_factors_are_removed(solver, at, ratings, tmp_path, monkeypatch):
+    """The factors of the model that it leaves stay in the store, and the fit goes on from them."""
+    data, place, url = open_ratings(ratings), tmp_path / "fit", str(tmp_path / "factors")
+    remove, removed = FactorStore.remove, []
+
+    def pressed(self, name):
+        remove(self, name)
+        removed.append(name)
+        if len(removed) == at:
+            raise KeyboardInterrupt
+
+    def made():
+        return dml.MatrixFactorization(4, solver=solver, max_iter=6, tol=0.0, random_state=0)
+
+    expected = learned(fit(made(), data, counting([]), factors_url=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        patch.setattr(FactorStore, "remove", pressed)
+        model = made()
+        with contextlib.suppress(KeyboardInterrupt):  # before the first sweep has ended
+            fit(model, data, counting([]), place, every="1 hour", factors_url=url)
+    assert len(removed) >= at
+    if hasattr(model, "n_iter_"):
+        assert len(model.recommend(np.asarray(data.users.ids[:2]), k=3)[0]) == 2
+    assert learned(fit(made(), data, counting([]), place, factors_url=url)) == expected
+
+
+def test_ctrl_c_does_not_wait_for_a_slow_store(rows, tmp_path, monkeypatch):
+    """Control comes back soon, with a warning; what is being written is whole for the next call."""
+    put = Checkpoints._put
+
+    def slow(self, name, state):
+        time.sleep(3 * name.endswith(".state"))
+        put(self, name, state)
+
+    data = open_dataset(rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_put", slow)
+        with pytest.warns(RuntimeWarning, match="the last checkpoint is still being written at"):
+            _, seconds, _ = interrupted(SLOW["sgd"](), data, 5, tmp_path / "fit")
+        assert seconds < 2.5
+    _, _, told = interrupted(SLOW["sgd"](), data, 3, tmp_path / "fit")
+    assert any(isinstance(e, Message) and e.text.startswith("Goes on after step") for e in told)
 
 
 def test_an_interrupt_before_any_model(rows):
