@@ -13,7 +13,7 @@ import daskdml as dml
 from daskdml import Engine
 from daskdml.engine.checkpoint import CheckpointError
 from daskdml.engine.run import Inline
-from daskdml.events import Message, PassEnd
+from daskdml.events import Message, PassEnd, PassStart
 from daskdml.io import convert_ratings, open_ratings, write_dataset
 from tests.faults.work import learned
 
@@ -103,3 +103,25 @@ def test_a_warm_start_from_a_fit_that_ended_is_another_fit(name, data, tmp_path)
     fit(model, data, tmp_path)
     with pytest.raises(CheckpointError, match=r"start was None|start was '"):
         fit(model, data, tmp_path)
+
+
+@pytest.mark.parametrize("tol", [0.0, 1.0])
+def test_ctrl_c_in_the_last_pass_of_minibatch(tol, data, tmp_path):
+    """When only the inertia is missing, the model stays, with that of its last epoch."""
+    model = dml.MiniBatchKMeans(4, random_state=0, max_iter=3, tol=tol)
+    whole = fit(clone(model), data)
+
+    def heard(event):
+        if isinstance(event, PassStart) and event.label.endswith("-sums"):
+            signal.raise_signal(signal.SIGINT)
+
+    with (
+        Engine(Inline(), callbacks=[heard], checkpoint=tmp_path, every=0),
+        pytest.warns(RuntimeWarning, match=rf"interrupted \(Ctrl-C\) after step {whole.n_iter_}"),
+    ):
+        model.fit(data["rows"])
+    assert np.array_equal(model.cluster_centers_, whole.cluster_centers_)
+    epochs = [e for e in model.history_ if e.label.endswith("-epoch")]
+    assert len(epochs) == model.n_iter_ and model.inertia_ == epochs[-1].objective
+    assert learned(fit(model, data, tmp_path)) == learned(whole)
+    assert model.inertia_ == whole.inertia_
