@@ -375,6 +375,30 @@ def test_an_adaptive_cluster(urls, alone):
 
 
 @pytest.mark.cluster
+def test_an_adaptive_cluster_that_shrinks(urls, alone):
+    """One that adapts from a minimum has so many workers; one that it ends in mid-fit is let go."""
+    with (
+        LocalCluster(
+            n_workers=0, threads_per_worker=1, dashboard_address=None, memory_limit="1GB"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        dask.config.set({"daskdml.wait-for-workers": "60s"}),
+    ):
+        cluster.adapt(minimum=2, maximum=3, interval="200ms", wait_count=2)
+        seen = []
+
+        def shrink(event):
+            if isinstance(event, BlockEnd):
+                seen.append(event.worker)
+                if len(seen) == 30:
+                    cluster.adapt(minimum=1, maximum=1, interval="100ms", wait_count=1)
+                time.sleep(0.02)
+
+        assert fitted(urls[0], client, [shrink], min_workers=2)[:2] == alone[0]
+    assert len(set(seen[:30])) >= 2 and len(set(seen[-10:])) == 1
+
+
+@pytest.mark.cluster
 def test_workers_come_and_go_within_a_share(urls, alone):
     """A fit with a third of the threads, whose worker dies, goes on with another; same bits."""
     events = []
