@@ -392,7 +392,9 @@ def test_an_adaptive_cluster_that_shrinks(urls, alone):
                 seen.append(event.worker)
                 if len(seen) == 30:
                     cluster.adapt(minimum=1, maximum=1, interval="100ms", wait_count=1)
-                time.sleep(0.02)
+                    end = time.monotonic() + 20
+                    while len(cluster.scheduler.workers) > 1 and time.monotonic() < end:
+                        time.sleep(0.02)
 
         assert fitted(urls[0], client, [shrink], min_workers=2)[:2] == alone[0]
     assert len(set(seen[:30])) >= 2 and len(set(seen[-10:])) == 1
