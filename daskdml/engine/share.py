@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from daskdml.engine.survey import Fact
@@ -36,8 +36,10 @@ class Share:
                     f"resources={dict(self.resources)!r}: the amount of {name!r} must be a number "
                     "above 0"
                 )
-        if not (isinstance(self.min_workers, int) and self.min_workers >= 1):
-            raise ValueError(f"min_workers={self.min_workers!r} must be a number of at least 1")
+        if type(self.min_workers) is not int or self.min_workers < 1:
+            raise ValueError(
+                f"min_workers={self.min_workers!r} must be a whole number of at least 1"
+            )
         if type(self.priority) is not int or abs(self.priority) > MOST_URGENT:
             raise ValueError(
                 f"priority={self.priority!r} must be an integer of at most {MOST_URGENT:,}, or as "
@@ -140,6 +142,23 @@ def share_of(
     """
     if resources is not None and not isinstance(resources, Mapping):
         raise ValueError(f"resources={resources!r} must be a dict, as in {{'GPU': 1}}")
-    several = [workers] if isinstance(workers, str | int) else workers
-    named = None if several is None else tuple(str(worker) for worker in several)
-    return Share(priority, max_share, dict(resources or {}), named, min_workers)
+    return Share(priority, max_share, dict(resources or {}), _named(workers), min_workers)
+
+
+def _named(workers: Any) -> tuple[str, ...] | None:
+    """Names or addresses as texts."""
+    if workers is None:
+        return None
+    several = [workers] if _is_name(workers) else workers
+    if isinstance(several, Collection) and not isinstance(several, bytes | bytearray):
+        several = list(several)
+        if all(map(_is_name, several)):
+            return tuple(map(str, several))
+    raise ValueError(
+        f"workers={workers!r} must be a worker's name (a text or a whole number) or address, or a "
+        "list of such; Client.scheduler_info() has them"
+    )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str | Integral) and not isinstance(value, bool)

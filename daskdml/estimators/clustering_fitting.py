@@ -15,7 +15,7 @@ from daskdml.engine.run import NOTHING, Engine
 from daskdml.estimators.fitting import resume, run_attributes
 from daskdml.io.sources import AnySource
 from daskdml.kernels.kmeans import Centers, ClusterSums
-from daskdml.solvers.base import Report, Run, Saved, running
+from daskdml.solvers.base import Report, Run, Saved, Solution, interruption, running
 from daskdml.solvers.kmeans import (
     Descent,
     Moving,
@@ -114,13 +114,22 @@ def fit_minibatch(source: AnySource, task: ClusterTask, solver: MiniBatch) -> Cl
     """Centers from a sample, then epochs of mini-batches, and a pass for the inertia."""
     with _opened(source, task, solver.batch_size) as (run, saved):
         found = solver(run, None if saved else _start(run, task), saved)
+        found, stats = _with_inertia(run, found)
         state = found.state
-        if found.interrupted:  # a pass would keep the user waiting
-            stats = ClusterSums(state.weights, np.zeros_like(state.centers), state.inertia)
-        else:
-            stats = PassRows(run).sums(Centers(state.centers))
         run.finish(found, Report(run.label, NOTHING, stats.inertia, None, state.centers))
     return Clustered(state.centers, stats, _attributes(run), state)
+
+
+def _with_inertia(run: Run, found: Solution) -> tuple[Solution, ClusterSums]:
+    """The sums of a last pass; where the user interrupts, what the last epoch saw."""
+    state: Walked = found.state
+    if not found.interrupted:  # else a pass would keep the user waiting
+        try:
+            return found, PassRows(run).sums(Centers(state.centers))
+        except KeyboardInterrupt:
+            why = interruption(found.n_iter)
+            found = replace(found, reason=why, converged=False, interrupted=True)
+    return found, ClusterSums(state.weights, np.zeros_like(state.centers), state.inertia)
 
 
 def walk_once(

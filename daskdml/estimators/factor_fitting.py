@@ -79,8 +79,11 @@ class FactorTask:
 
 def fit_factors(
     ratings: Ratings, task: FactorTask
-) -> tuple[tuple[FactorTable, FactorTable], dict[str, Any]]:
-    """Plan, make first factors, sweep; gives the tables of users and items, and attributes."""
+) -> tuple[tuple[FactorTable, FactorTable], dict[str, Any], bool]:
+    """Plan, make first factors, sweep.
+
+    Gives the tables of users and items, attributes, and whether the user interrupted.
+    """
     engine, model, paired = Engine.current(), task.model, task.solver == "sgd"
     store = None if task.url is None else FactorStore.at(task.url, task.options)
     tiles, replicas = _tiles(ratings, task.n_replicas, paired, store is not None)
@@ -115,13 +118,14 @@ def fit_factors(
         data.settle(users, items)
         tables = _table(data, "user", users, model.width), _table(data, "item", items, model.width)
     last = run.history[-1]
-    return tables, {
+    attributes = {
         "stop_reason_": solution.reason,
         "objective_": last.objective,
         "gradient_norm_": last.gradient,
         "n_replicas_": replicas,
         **sweep_attributes(run, data, solution),
     }
+    return tables, attributes, solution.interrupted
 
 
 def _factorize(data: Sweeps, run: RunOf[Sweeps], task: FactorTask, saved: Saved | None) -> Solution:

@@ -217,9 +217,9 @@ class MatrixFactorization(Recommender, BaseEstimator):
         FileExistsError
             If something is at `factors_url`.
         """
-        known = self._tables if self.warm_start and hasattr(self, "_tables") else None
-        from daskdml.estimators.fitting import fit_seed
+        from daskdml.estimators.fitting import fit_seed, warm_from
 
+        known = warm_from(self, getattr(self, "_tables", None)) if self.warm_start else None
         seed = fit_seed(self.random_state)
         ratings = self._ratings(X, storage_options, seed)
         limit = self.max_iter or MAX_ITER[self.solver]
@@ -287,6 +287,7 @@ class MatrixFactorization(Recommender, BaseEstimator):
         parameters: dict[str, Any] | None, mean: float | None = None,
     ) -> None:  # fmt: skip
         from daskdml.estimators.factor_fitting import FactorTask, fit_factors
+        from daskdml.estimators.fitting import remember_start
         from daskdml.solvers.factorization import Model, Stopping
 
         began = time.perf_counter()
@@ -307,10 +308,11 @@ class MatrixFactorization(Recommender, BaseEstimator):
             validation, self.learning_rate, self.staleness, self.n_replicas, url, options, known,
             parameters,
         )  # fmt: skip
-        self._tables, attributes = fit_factors(train, task)
+        self._tables, attributes, interrupted = fit_factors(train, task)
         for name, value in attributes.items():
             setattr(self, name, value)
         self._model, self.mean_, self._seen = model, mean, (ratings,)
+        remember_start(self, known, interrupted)
 
     def _reg(self) -> float:
         if self.reg is not None:

@@ -132,6 +132,25 @@ def fit_seed(random_state: Any) -> int:
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
 
+def warm_from(estimator: Any, known: Any) -> Any:
+    """What a warm start begins from: `known`, the last fit's.
+
+    Or what an interrupted fit began from: the same call again is the same fit, and goes on from the
+    checkpoint that it left.
+    """
+    place = Engine.current().checkpoint
+    url, began_from = getattr(estimator, "_interrupted", (None, None))
+    return began_from if place is not None and place.url == url else known
+
+
+def remember_start(estimator: Any, began_from: Any, interrupted: bool) -> None:
+    """Keep what a fit began from where it was interrupted and a checkpoint has it."""
+    estimator.__dict__.pop("_interrupted", None)
+    place = Engine.current().checkpoint
+    if interrupted and place is not None:
+        estimator._interrupted = place.url, began_from
+
+
 def fit_linear(source: AnySource, task: Task) -> Fitted:
     """Plan, scan the targets, find coordinates, minimise."""
     engine = Engine.current()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -151,7 +152,7 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
         """
         began = time.perf_counter()
         source = self._source(X, y, sample_weight, storage_options)
-        from daskdml.estimators.fitting import Task, fit_linear
+        from daskdml.estimators.fitting import Task, fit_linear, remember_start, warm_from
 
         def describe(found: LabelSummary) -> Any:
             classes, factors = class_factors(self, found, by_weight=True)
@@ -160,10 +161,12 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
             self._found_classes = classes
             return loss, Targets(classes, factors), 0.0 if np.isinf(self.C) else 1.0 / (self.C * S)
 
-        warm = self._start if self.warm_start and hasattr(self, "coef_") else None
+        known = (self.coef_, self.intercept_) if hasattr(self, "coef_") else None
+        known = warm_from(self, known) if self.warm_start else None
+        warm = None if known is None else partial(self._start, known)
         task = Task(
             "logistic", True, describe, self.solver, self.tol, self.max_iter,
-            self.fit_intercept, began, self._depends_on(warm is not None), warm,
+            self.fit_intercept, began, self.get_params() | {"warm start": known}, warm,
             self._replicas() if self.solver == "sgd" else None,
         )  # fmt: skip
         fitted = fit_linear(source, task)
@@ -171,11 +174,8 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
         self.classes_ = self.__dict__.pop("_found_classes")
         self.coef_, self.intercept_ = fitted.coef, fitted.intercept
         self._keep(fitted.attributes)
+        remember_start(self, known, fitted.solution.interrupted)
         return self
-
-    def _depends_on(self, warm: bool) -> dict[str, Any]:
-        """What the result depends on, beside the data."""
-        return self.get_params() | {"warm start": (self.coef_, self.intercept_) if warm else None}
 
     def _replicas(self) -> Replicas:
         from daskdml.estimators.fitting import fit_seed
@@ -183,8 +183,10 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
 
         return Replicas(self.n_replicas, self.staleness, fit_seed(self.random_state))
 
-    def _start(self, problem: Problem) -> np.ndarray:
-        coef, intercept = self._matrices()
+    @staticmethod
+    def _start(known: tuple[Any, Any], problem: Problem) -> np.ndarray:
+        coef = np.atleast_2d(known[0])
+        intercept = np.broadcast_to(np.asarray(known[1], dtype=float), len(coef))
         if coef.shape != (problem.n_outputs, problem.n_features):
             raise ValueError(
                 f"warm_start has coefficients of shape {coef.shape}, but this data needs "
@@ -220,8 +222,6 @@ class LogisticRegression(ScoreMixin, ClassifierMixin, LinearEstimator):
         -------
         ndarray of shape (n,) for data in memory; else a lazy Dask array; with `out`, the Zarr array
         """
-        from functools import partial
-
         check_is_fitted(self)
         return self._apply(X, partial(decide_labels, classes=self.classes_), storage_options, out)
 

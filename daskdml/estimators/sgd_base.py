@@ -83,9 +83,13 @@ class SGDEstimator(LinearEstimator):
         began = time.perf_counter()
         self._config()
         source = self._source(X, y, sample_weight, options)
-        if self.warm_start and hasattr(self, "coef_"):
-            coef_init = self.coef_ if coef_init is None else coef_init
-            intercept_init = self.intercept_ if intercept_init is None else intercept_init
+        from daskdml.estimators.fitting import remember_start, warm_from
+
+        known = (self.coef_, self.intercept_) if hasattr(self, "coef_") else None
+        known = warm_from(self, known) if self.warm_start else None
+        if known is not None:
+            coef_init = known[0] if coef_init is None else coef_init
+            intercept_init = known[1] if intercept_init is None else intercept_init
 
         def start(config: SGDConfig) -> np.ndarray | None:
             if coef_init is None and intercept_init is None:
@@ -104,6 +108,7 @@ class SGDEstimator(LinearEstimator):
             certify=self.certify,
         )
         self._epochs = fitted.solution.n_iter
+        remember_start(self, known, fitted.solution.interrupted)
         ended = fitted.solution.converged or fitted.solution.interrupted
         if self.tol is not None and not ended:
             warnings.warn(
@@ -125,6 +130,7 @@ class SGDEstimator(LinearEstimator):
         epoch = {"max_iter": 1, "first": first, "first_epoch": self._epochs}
         self._run(source, lambda config: None, began, None, **epoch)
         self._epochs += 1
+        self.__dict__.pop("_interrupted", None)
         return self
 
     def _run(

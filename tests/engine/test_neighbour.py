@@ -179,7 +179,13 @@ def test_tasks_have_the_priority(cluster):
         ({"max_share": float("nan")}, "max_share=nan must be"),
         ({"max_share": "half"}, "max_share='half' must be"),
         ({"resources": {"GPU": 0}}, "the amount of 'GPU' must be a number above 0"),
-        ({"min_workers": 0}, "min_workers=0 must be a number of at least 1"),
+        ({"min_workers": 0}, "min_workers=0 must be a whole number of at least 1"),
+        ({"min_workers": True}, "min_workers=True must be a whole number"),
+        ({"min_workers": 1.5}, "min_workers=1.5 must be a whole number"),
+        ({"workers": 3.5}, "workers=3.5 must be a worker's name"),
+        ({"workers": b"a"}, "workers=b'a' must be a worker's name"),
+        ({"workers": ["a", None]}, "None] must be a worker's name"),
+        ({"workers": True}, "workers=True must be a worker's name"),
         ({"workers": []}, "nobody to work"),
         ({"priority": "low"}, "priority='low' must be an integer"),
         ({"priority": 10**400}, "must be an integer of at most 1,000,000,000"),
@@ -366,6 +372,32 @@ def test_an_adaptive_cluster(urls, alone):
         events = []
         assert fitted(urls[0], client, [events.append])[:2] == alone[0]
         assert any(isinstance(e, Message) and "Waits for workers" in e.text for e in events)
+
+
+@pytest.mark.cluster
+def test_an_adaptive_cluster_that_shrinks(urls, alone):
+    """One that adapts from a minimum has so many workers; one that it ends in mid-fit is let go."""
+    with (
+        LocalCluster(
+            n_workers=0, threads_per_worker=1, dashboard_address=None, memory_limit="1GB"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        dask.config.set({"daskdml.wait-for-workers": "60s"}),
+    ):
+        cluster.adapt(minimum=2, maximum=3, interval="200ms", wait_count=2)
+        seen = []
+
+        def shrink(event):
+            if isinstance(event, BlockEnd):
+                seen.append(event.worker)
+                if len(seen) == 30:
+                    cluster.adapt(minimum=1, maximum=1, interval="100ms", wait_count=1)
+                    end = time.monotonic() + 20
+                    while len(cluster.scheduler.workers) > 1 and time.monotonic() < end:
+                        time.sleep(0.02)
+
+        assert fitted(urls[0], client, [shrink], min_workers=2)[:2] == alone[0]
+    assert len(set(seen[:30])) >= 2 and len(set(seen[-10:])) == 1
 
 
 @pytest.mark.cluster
