@@ -62,7 +62,7 @@ def facts_of(identity: Mapping[str, Any]) -> list[Fact]:
 
 
 def bind_anew(token: str, places: list[str], full: set[str], dask_scheduler: Any) -> int:
-    """Give those of a fit's tasks to others whose workers are all gone or `full`; gives their number.
+    """Give a fit's tasks to others where their workers are all gone, or `full`; tells how many.
 
     Runs in the scheduler's process.
     """
