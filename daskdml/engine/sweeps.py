@@ -226,9 +226,7 @@ class Sweeps(Opened):
         versions: list[list[TaskRef]] = [[ref] for ref in start]
         names = users.name, items.name
         lanes: dict[Any, int] = {}
-        passed: list[
-            str | None
-        ] = []  # versions between the first, which the caller has, and the last
+        passed: list[str | None] = []  # between the first, which the caller has, and the last
         for s in range(n):
             passed += names if s else ()
             names = self._stored("user"), self._stored("item")

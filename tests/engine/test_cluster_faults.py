@@ -132,9 +132,10 @@ def test_a_worker_is_paused(share, rows, expected, short_limits, cluster):
         dask_worker.memory_manager.memory_pause_fraction = False  # so that it stays so
         dask_worker.status = Status.paused
 
-    at = At(12, lambda event: client.run(pause, workers=[event.worker]))
+    at, began = At(12, lambda event: client.run(pause, workers=[event.worker])), time.monotonic()
     assert fitted(rows, client, [at], max_share=share) == expected
-    assert at.told("has begun no task for 5 s", "paused")
+    quick = time.monotonic() - began < 5  # it had nothing to do when it was paused
+    assert at.seen > 12 and (quick or at.told("has begun no task for 5 s", "paused"))
     processes.ready(client, 0)
 
 
@@ -163,9 +164,7 @@ def test_a_worker_dies_while_a_graph_is_made(rows, expected, cluster, monkeypatc
         reads.append(parts)
         if len(reads) == 3:
             os.kill(pids[min(pids)], signal.SIGKILL)
-            while (
-                len(client.run_on_scheduler(lambda dask_scheduler: [*dask_scheduler.workers])) > 1
-            ):
+            while client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.workers)) > 1:
                 time.sleep(0.02)
         return read(self, parts)
 
@@ -350,9 +349,11 @@ def test_a_worker_that_cannot_get_ready(cluster):
     """What a worker raises while it compiles is an error, and not a plan for an empty worker."""
     processes, client = cluster
     processes.ready(client, 1)
-    with Engine(client).open(Made(40, 10), Needs()) as data:
-        with pytest.raises(MemoryError, match="no room") as caught:
-            data.require(Needs(), no_room)
+    with (
+        Engine(client).open(Made(40, 10), Needs()) as data,
+        pytest.raises(MemoryError, match="no room") as caught,
+    ):
+        data.require(Needs(), no_room)
     assert "getting the worker" in caught.value.__notes__[0]
 
 
