@@ -12,7 +12,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any, TypeVar
 
 from daskdml.engine.limits import TimeLimits
