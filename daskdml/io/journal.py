@@ -106,8 +106,18 @@ def boot() -> str:
 
 def _self() -> dict[str, Any]:
     """Who writes: this process."""
-    started = psutil.Process().create_time()
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _started(pid: int) -> float:
+    """When a process was started: since the machine was, where that is known.
+
+    Seconds since 1970 (psutil's) would change where the clock is set.
+    """
+    with contextlib.suppress(OSError):
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return float(after_name[19])
+    return float(psutil.Process(pid).create_time())
 
 
 class Leftover(Protocol):
@@ -360,10 +370,10 @@ def _alive(found: dict[str, Any]) -> bool:
         return False
     if found["host"] != socket.gethostname():
         return bool(time.time() - found["beat"] < SILENT)
-    if found["pid"] == os.getpid() and found["started"] == psutil.Process().create_time():
-        return found["owner"] in _HERE
     try:
-        return bool(psutil.Process(found["pid"]).create_time() == found["started"])
+        if found["started"] != _started(found["pid"]):
+            return False
+        return found["pid"] != os.getpid() or found["owner"] in _HERE
     except psutil.NoSuchProcess:
         return False
 

@@ -84,7 +84,8 @@ def decode_state(encoded: bytes | bytearray) -> Any:
     if len(body) != start + n_tree + n_data:
         raise DamagedError("its lengths do not add up")
     try:
-        return _from_tree(json.loads(bytes(body[start : start + n_tree])), body[start + n_tree :])
+        tree, data = json.loads(bytes(body[start : start + n_tree])), body[start + n_tree :]
+        return _from_tree(tree, _Data(data, len(data)))
     except (
         ArithmeticError,
         AttributeError,
@@ -135,7 +136,15 @@ def _to_tree(x: Any, arrays: list[np.ndarray], end: list[int]) -> Any:
     raise TypeError(f"{type(x).__name__} cannot be part of a checkpoint")
 
 
-def _from_tree(node: Any, data: memoryview) -> Any:
+@dataclasses.dataclass
+class _Data:
+    """The bytes of a state's arrays, and how many of them no array has had yet."""
+
+    bytes: memoryview
+    left: int
+
+
+def _from_tree(node: Any, data: _Data) -> Any:
     if not isinstance(node, dict):
         return node
     if "class" in node:
@@ -160,14 +169,18 @@ def _from_tree(node: Any, data: memoryview) -> Any:
     raise ValueError(f"there is no kind {kind!r} of value")
 
 
-def _array(dtype: str, shape: list[int], at: int, data: memoryview) -> np.ndarray:
+def _array(dtype: str, shape: list[int], at: int, data: _Data) -> np.ndarray:
     kind = np.dtype(dtype)
     count = 1
     for n in shape:
         count *= n
-    if kind.kind not in _KINDS or min([at, *shape]) < 0 or at + count * kind.itemsize > len(data):
+    nbytes = count * kind.itemsize
+    if kind.kind not in _KINDS or min([at, *shape]) < 0 or at + nbytes > len(data.bytes):
         raise ValueError("an array lies outside of it")
-    return np.frombuffer(data, kind, count, at).reshape(shape).copy()
+    data.left -= nbytes
+    if data.left < 0:  # it would take many times its size in memory
+        raise ValueError("its arrays lie one in the other")
+    return np.frombuffer(data.bytes, kind, count, at).reshape(shape).copy()
 
 
 def _class_of(module: str, name: str) -> Any:

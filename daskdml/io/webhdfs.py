@@ -110,6 +110,14 @@ class WebHdfs(WebHDFS):
         """Give the URL of a path."""
         return f"webhdfs://{self.where}{self._strip_protocol(name)}"
 
+    def exists(self, path: str, **kwargs: Any) -> bool:
+        """Whether something is there; where that cannot be found out, an error."""
+        try:
+            self.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
     def mv(self, path1: str, path2: str, overwrite: bool = False, **kwargs: Any) -> None:
         """Rename, in one step; with `overwrite`, in place of a file that is there."""
         to, how = self._strip_protocol(path2), "OVERWRITE" if overwrite else "NONE"
@@ -159,9 +167,10 @@ class WebHdfs(WebHDFS):
             data, at = bytes(value), self._at(made)
             self._plainly(lambda: self._checked(self.session.put(at, data=data, headers=BINARY)))
             self.mv(new, inside, overwrite=mode == "overwrite")
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self.rm(new)
+        except BaseException as error:
+            if not isinstance(error, TimeoutError):  # a silent host would be silent once more
+                with contextlib.suppress(OSError):
+                    self.rm(new)
             raise
 
     @staticmethod

@@ -188,3 +188,21 @@ def test_an_object_that_crawls_ends(protocol):
             fs.cat_file(path)
         assert time.monotonic() - began < HANGING
         server.shutdown()
+
+
+def test_webhdfs_tells_what_is_not_there_from_what_cannot_be_found_out(monkeypatch):
+    """A reset is no answer to whether something is there: it is asked again, and is an error."""
+    pytest.importorskip("requests")
+    from daskdml.io.webhdfs import WebHdfs
+
+    asked = []
+
+    def reset(self, *args, **kwargs):
+        asked.append(args)
+        raise ConnectionResetError("reset")
+
+    monkeypatch.setattr(WebHdfs, "_call", reset)
+    fs, path = store_module.filesystem("webhdfs://127.0.0.1:1/x", None)
+    with pytest.raises(ConnectionError, match=f"failed {ATTEMPTS} times"):
+        store_module.retrying(lambda: fs.exists(path), "looking")
+    assert len(asked) == ATTEMPTS

@@ -13,6 +13,7 @@ import time
 import dask.array as da
 import fsspec
 import numpy as np
+import psutil
 import pytest
 import zarr
 from fsspec.implementations.memory import MemoryFileSystem
@@ -220,6 +221,22 @@ def test_two_writers_are_kept_apart(tmp_path, where):
         yield X[:500]
         with pytest.raises(RuntimeError, match=rf"is being written by process {os.getpid()} on"):
             write_dataset(url, X)
+        yield X[500:]
+
+    assert np.array_equal(write_dataset(url, blocks()).read(0, 12_000)[0].X, X)
+
+
+def test_a_clock_that_is_set_ends_no_writer(monkeypatch):
+    """Who began before the clock was set still lives after it."""
+    url = "memory://clock/a.zarr"
+
+    def blocks():
+        yield X[:500]
+        with monkeypatch.context() as patch:  # as psutil sees processes after a step of a minute
+            began = psutil.Process().create_time()
+            patch.setattr(psutil.Process, "create_time", lambda process: began + 60)
+            with pytest.raises(RuntimeError, match="is being written by process"):
+                write_dataset(url, X)
         yield X[500:]
 
     assert np.array_equal(write_dataset(url, blocks()).read(0, 12_000)[0].X, X)

@@ -1,10 +1,13 @@
 """States come back from bytes with the same bits; bytes that are not whole are never read."""
 
+import hashlib
+import json
 from dataclasses import fields
 
 import numpy as np
 import pytest
 
+from daskdml.io import states
 from daskdml.io.states import DamagedError, decode_state, encode_state
 from daskdml.solvers.certificates import Certificate
 from daskdml.solvers.newton import NewtonState
@@ -63,8 +66,6 @@ def test_no_changed_byte_goes_unseen():
 
 def forged(old, new):
     """A state whose tree says something else, with a right checksum."""
-    import hashlib
-
     encoded = encode_state(STATE)[:-32]
     assert len(old) == len(new) and encoded.count(old)
     body = encoded.replace(old, new)
@@ -86,3 +87,12 @@ def test_nothing_is_imported_or_allocated_on_a_state_s_word(old, new):
     """Classes of other modules, sizes that are not there and unknown fields are refused."""
     with pytest.raises(DamagedError, match="cannot read it"):
         decode_state(forged(old, new))
+
+
+def test_arrays_within_each_other_are_refused():
+    """A small state cannot name its bytes again and again, and so take many times its size."""
+    tree, data = [{"array": ["|u1", [1000], 0]}] * 3000, bytes(1000)
+    told = json.dumps({"list": tree}).encode()
+    head = states._MAGIC + states._HEAD.pack(len(told), len(data)) + told + data
+    with pytest.raises(DamagedError, match="its arrays lie one in the other"):
+        decode_state(head + hashlib.sha256(head).digest())
