@@ -23,6 +23,7 @@ from daskdml import (
     LogisticRegression,
     MatrixFactorization,
     SGDClassifier,
+    TruncatedSVD,
 )
 from daskdml.engine import lazy, runners
 from daskdml.engine.run import Inline
@@ -73,6 +74,12 @@ def _kmeans() -> dict[str, Any]:
     return {"centers": model.cluster_centers_, "inertia": model.inertia_, "steps": model.n_iter_}
 
 
+def _krylov(model: Any) -> dict[str, Any]:
+    model.fit(open_dataset(ROWS))
+    return {"components": model.components_, "variance": model.explained_variance_,
+            "gap": model.certificate_.gap, "objectives": _objectives(model)}  # fmt: skip
+
+
 def _pca() -> dict[str, Any]:
     model = PCA(2, random_state=0).fit(open_dataset(ROWS))
     return {"components": model.components_, "variance": model.explained_variance_}
@@ -114,11 +121,20 @@ FITS: dict[str, Callable[[], dict[str, Any]]] = {
     "stored-dsgd": lambda: _factors(FACTORS, solver="sgd", n_replicas=3, staleness=1),
     "kmeans": _kmeans,
     "pca": _pca,
+    "krylov-pca": lambda: _krylov(
+        PCA(1, svd_solver="randomized", n_oversamples=1, iterated_power=2, random_state=0)
+    ),
+    "krylov-svd": lambda: _krylov(
+        TruncatedSVD(1, algorithm="randomized", n_oversamples=1, n_iter=2, random_state=0)
+    ),
     "nmf": _nmf,
     "predict": _predict,
     "bad-rows": _bad_rows,
 }  # fmt: skip
-RESUMABLE = ("newton", "lbfgs", "sgd", "stale-sgd")
+RESUMABLE = (
+    "newton", "lbfgs", "sgd", "stale-sgd", "sgd-classifier", "als", "implicit-als", "dsgd",
+    "stale-dsgd", "kmeans", "pca", "krylov-pca", "krylov-svd", "nmf",
+)  # fmt: skip
 
 
 @cache

@@ -16,14 +16,15 @@ from daskdml.engine.graphs import Graph, pass_graph
 from daskdml.engine.memory import Needs
 from tests.engine.simulated import Schedule, simulation
 from tests.engine.simulated_cluster import SimulatedCluster
-from tests.engine.simulated_fits import FITS, small_blocks
+from tests.engine.simulated_fits import FITS, RESUMABLE, small_blocks
 from tests.engine.simulated_world import Wrong
 from tests.engine.sources import Made, total
 
 SCHEDULES = {
     "newton": 100, "lbfgs": 120, "sgd": 120, "stale-sgd": 150, "sgd-classifier": 200, "als": 50,
     "implicit-als": 50, "stored-als": 16, "dsgd": 30, "stale-dsgd": 30, "stored-dsgd": 10,
-    "kmeans": 250, "pca": 500, "nmf": 100, "predict": 250, "bad-rows": 150,
+    "kmeans": 250, "pca": 500, "krylov-pca": 100, "krylov-svd": 100, "nmf": 100, "predict": 250,
+    "bad-rows": 150,
 }  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def test_the_bits_are_those_of_an_undisturbed_fit(name, half):
     check(Schedule(name, seed) for seed in range(half * n, half * n + n))
 
 
-@pytest.mark.parametrize("name", ["newton", "lbfgs", "sgd", "stale-sgd", "predict"])
+@pytest.mark.parametrize("name", [*RESUMABLE, "predict"])
 def test_a_client_that_is_killed_goes_on(name):
     """Killed three times at any event, each time with another cluster: the same bits."""
     check(Schedule(name, seed, breaks=3) for seed in range(15))

@@ -1,15 +1,20 @@
 """Faults x work: what happens, and what it costs; ``python -m tests.faults.matrix`` writes it down.
 
+``--fault "disk full"`` only shows the rows of faults whose names begin so.
+
 Each cell is a cluster of processes of its own: a scheduler, two workers, and a client that does the
-work. The fault strikes at a random moment of it. Where that ends the client, another one is called
-with the same words, on a new cluster where the old one is gone.
+work. The fault strikes at a random moment of it, and again where that was too late. Where that ends
+the client, another one is called with the same words, on a new cluster where the old one is gone.
 """
 
 from __future__ import annotations
 
+import argparse
+import errno
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,35 +23,40 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from s3fs import S3FileSystem
 
 from tests.engine.processes import Processes, Proxy, Unreliable, freeze
-from tests.faults.work import WORK, prepare
+from tests.faults.work import FITS, WORK, prepare
 from tests.servers.s3 import s3
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/reliability.md"
 BEGIN, END = "<!-- fault matrix: begin -->\n", "<!-- fault matrix: end -->\n"
 LIMITS = {"DASK_DASKDML__WORKER_SILENCE": "5s", "DASK_DASKDML__SCHEDULER_SILENCE": "10s"}
+DISK_FULL = "disk full (fits go on, writes are called again)"
+FULL = os.strerror(errno.EFBIG)
 ON_RATINGS = ("als", "dsgd")
 ENDS_CLIENT = 3  # calls of the client that a cell may take
+STRIKES = 3  # of which one must fall within the work
 
 
 class Client:
     """A client process; its lines are read as they come."""
 
     def __init__(self, work: str, folder: Path, scheduler: str, rows: str, options: str = "null",
-                 limit: int = 0, times: int = 1) -> None:  # fmt: skip
+                 times: int = 1) -> None:  # fmt: skip
         command = [sys.executable, "-m", "tests.faults.work", work, str(folder), scheduler]
         self.process = subprocess.Popen(
-            [*command, rows, options, str(limit), str(times)], cwd=ROOT, env=os.environ | LIMITS,
+            [*command, rows, options, str(times)], cwd=ROOT, env=os.environ | LIMITS,
             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
+        self.work = work
         self.begins = threading.Event()
+        self.over: float | None = None  # when the work was, by time.monotonic()
         self.end: dict[str, object] | None = None
         self.errors = ""
         self._readers = [threading.Thread(target=t, daemon=True) for t in (self._out, self._err)]
@@ -59,6 +69,8 @@ class Client:
             told = json.loads(line)
             if "begins" in told:
                 self.begins.set()
+            elif "over" in told:
+                self.over = told["over"]
             else:
                 self.end = told
         self.begins.set()
@@ -91,7 +103,6 @@ class Site:
     folder: Path
     rows: str
     options: str = "null"
-    limit: int = 0
     times: int = 1
     stack: ExitStack = field(default_factory=ExitStack)
     proxied: bool = False
@@ -122,10 +133,7 @@ class Site:
 
     def call(self, work: str) -> Client:
         """Call the work."""
-        return Client(
-            work, self.folder, self.cluster.address, self.rows, self.options, self.limit,
-            self.times,
-        )  # fmt: skip
+        return Client(work, self.folder, self.cluster.address, self.rows, self.options, self.times)
 
 
 @dataclass(frozen=True)
@@ -152,6 +160,10 @@ class Fault:
     def remote(self) -> bool:
         """Whether it concerns the store of the rows alone."""
         return bool(self.prepare.get("remote"))
+
+    def concerns(self, work: str) -> bool:
+        """Whether it can strike a piece of work."""
+        return (work != "convert" or self.local) and not (self.remote and work in ON_RATINGS)
 
 
 def kill_a_worker(site: Site, client: Client) -> None:
@@ -197,9 +209,27 @@ def silence_the_network(site: Site, client: Client) -> None:
 
 
 def fill_the_disk(site: Site, client: Client) -> None:
-    """Files cannot grow in the first call (a limit of the process); they can in the second."""
+    """No file of the client and the workers can grow, until the client has ended.
+
+    A fit that could never write a checkpoint is refused: one is there already.
+    """
+    kept = site.folder / f"{client.work}.fit/latest.json"
+    while client.work in FITS and client.process.poll() is None and not kept.exists():
+        time.sleep(0.01)
+    struck = [client.process.pid, *(worker.pid for worker in site.cluster.workers)]
+    before = [limit_files(pid, 0) for pid in struck]
     client.wait()
-    site.limit = 0
+    for pid, nbytes in zip(struck[1:], before[1:], strict=True):
+        limit_files(pid, nbytes)
+
+
+def limit_files(pid: int, nbytes: int) -> int:
+    """Let a process write up to so many bytes to a file; gives how many it was allowed before."""
+    with suppress(ProcessLookupError):  # it has just ended
+        before, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (nbytes, most))
+        return before
+    return resource.RLIM_INFINITY
 
 
 def be_patient(site: Site, client: Client) -> None:
@@ -217,7 +247,7 @@ FAULTS = (
     Fault("network cut", cut_the_network, prepare={"proxied": True}),
     Fault("network silent (found after 5 s)", silence_the_network, prepare={"proxied": True}),
     Fault("S3 resets and stalls", be_patient, prepare={"remote": True}),
-    Fault("disk full, called again", fill_the_disk, local=True, prepare={"limit": 3000}),
+    Fault(DISK_FULL, fill_the_disk, local=True),
 )
 
 
@@ -233,14 +263,37 @@ class Undisturbed:
         Of each part of it.
     seconds : float
         From the start of the client to its end.
-    begins : float
-        Seconds until the work began.
+    begins, over : float
+        Seconds until the work began, and until it was over.
     """
 
     digest: str
     parts: dict[str, str]
     seconds: float
     begins: float
+    over: float
+
+
+@dataclass(frozen=True)
+class Struck:
+    """What became of a piece of work that a fault has struck.
+
+    Parameters
+    ----------
+    same : bool
+        Whether the bits are those of undisturbed work.
+    lost : float
+        Seconds more than undisturbed.
+    calls : int
+        How often the client was called.
+    within : bool
+        Whether the fault fell within the work; a full disk, whether a write failed, too.
+    """
+
+    same: bool
+    lost: float
+    calls: int
+    within: bool
 
 
 def copy(base: Path, folder: Path) -> Path:
@@ -260,22 +313,40 @@ def undisturbed(work: str, base: Path, folder: Path, times: int = 1) -> Undistur
         client.wait(120 * times)
         assert client.end is not None, client.errors
         assert not client.end["left"], client.end["left"]
+        assert client.over is not None
         return Undisturbed(
             str(client.end["digest"]), dict(client.end["parts"]), time.monotonic() - began, begins,  # type: ignore[call-overload]
+            client.over - began,
         )  # fmt: skip
 
 
 def strike(
     fault: Fault, work: str, base: Path, folder: Path, whole: Undisturbed, random: random.Random
-) -> tuple[bool, float, int]:
-    """Whether the bits are the same, the seconds lost, and how often the client was called."""
+) -> Struck:
+    """Strike a piece of work, again and earlier where the fault came too late."""
+    for n in range(STRIKES):
+        wait = random.uniform(0.1, 0.8) / 2**n * (whole.over - whole.begins)
+        struck = _strike(fault, work, base, folder / str(n), whole, wait)
+        if struck.within:
+            return struck
+    raise RuntimeError(f"{work}, {fault.name}: not struck within the work {STRIKES} times")
+
+
+def _strike(
+    fault: Fault, work: str, base: Path, folder: Path, whole: Undisturbed, wait: float
+) -> Struck:
     site = Site(copy(base, folder), str(folder / "rows.zarr"), **fault.prepare)  # type: ignore[arg-type]
     with site.stack:
         began, calls, client = time.monotonic(), 1, site.call(work)
         client.begins.wait()
-        time.sleep(random.uniform(0.1, 0.8) * (whole.seconds - whole.begins))
+        time.sleep(wait)
+        at = time.monotonic()
         fault.strike(site, client)
         client.wait()
+        within = client.over is None or at < client.over
+        if fault.strike is fill_the_disk:
+            felt = bool(client.end and client.end["unwritten"])
+            within = felt if work in FITS else FULL in client.errors
         while client.end is None and calls < ENDS_CLIENT:
             calls, client = calls + 1, site.call(work)
             client.wait()
@@ -284,7 +355,7 @@ def strike(
         lost = time.monotonic() - began - whole.seconds
         if client.end["digest"] != whole.digest:
             print(f"{work}, {fault.name}: {client.end} is not {whole}", flush=True)
-        return client.end["digest"] == whole.digest, lost, calls
+        return Struck(client.end["digest"] == whole.digest, lost, calls, within)
 
 
 def matrix(faults: tuple[Fault, ...], work: tuple[str, ...], seed: int) -> list[list[str]]:
@@ -299,14 +370,15 @@ def matrix(faults: tuple[Fault, ...], work: tuple[str, ...], seed: int) -> list[
         for fault in faults:
             cells = []
             for w in work:
-                if (w == "convert" and not fault.local) or (fault.remote and w in ON_RATINGS):
+                if not fault.concerns(w):
                     cells.append("-")
                     continue
                 folder = Path(scratch) / f"cell-{len(rows)}-{w}"
-                same, lost, _ = strike(fault, w, base, folder, wholes[w], rng)
+                struck = strike(fault, w, base, folder, wholes[w], rng)
                 shutil.rmtree(folder)
-                cells.append(f"{'same bits' if same else 'OTHER BITS'}, {lost:+.1f} s")
-                print(f"{fault.name}, {w}: {cells[-1]}", flush=True)
+                bits = "same bits" if struck.same else "OTHER BITS"
+                cells.append(f"{bits}, {struck.lost:+.1f} s")
+                print(f"{fault.name}, {w}: {cells[-1]}, calls: {struck.calls}", flush=True)
             rows.append([fault.name, *cells])
     return [["", *work], ["undisturbed", *(f"{wholes[w].seconds:.1f} s" for w in work)], *rows]
 
@@ -318,8 +390,14 @@ def table(rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    """Write the whole matrix into the documentation."""
-    text = table(matrix(FAULTS, WORK, 0))
+    """Write the whole matrix into the documentation, or show some of its rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fault", default="", help="how the faults' names begin; only shows them")
+    some = parser.parse_args().fault
+    text = table(matrix(tuple(f for f in FAULTS if f.name.startswith(some)), WORK, 0))
+    if some:
+        print(text)
+        return
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     PAGE.write_text(before + BEGIN + "\n" + text + "\n" + END + rest.split(END)[1])

@@ -1,14 +1,14 @@
 """What faults strike: fits, a conversion and a prediction, each in a client process of its own.
 
 ``python -m tests.faults.work WORK FOLDER SCHEDULER`` does one of them. Each line that it prints is
-JSON: that it begins, and in the end a digest of all that came out and the blocks that were done.
+JSON: that it begins, that it is over, and then a digest of all that came out, the blocks that were
+done, and how many checkpoints could not be written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import sys
 import threading
 import time
@@ -104,14 +104,10 @@ def left_behind(client: Client) -> dict[str, object]:
     return {"tasks": tasks, "threads": threads}
 
 
-def main(
-    work: str, folder: str, scheduler: str, rows: str, options: str, limit: int, times: int
-) -> None:
+def main(work: str, folder: str, scheduler: str, rows: str, options: str, times: int) -> None:
     """Do the work on a cluster, and tell of it."""
     run.GROUP_BYTES = 1  # so that each chunk is a block
     run.SEGMENT_GROUPS = 16
-    if limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     n = 0
 
     def heard(event: object) -> None:
@@ -119,18 +115,20 @@ def main(
         n += isinstance(event, BlockEnd)
 
     with (
-        warnings.catch_warnings(),
+        warnings.catch_warnings(record=True) as warned,
         Client(scheduler, set_as_default=False, timeout=30) as client,
         dml.Engine(client, callbacks=[heard], checkpoint=f"{folder}/{work}.fit", every=0.2),
     ):
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("always")
         print(json.dumps({"begins": work}), flush=True)
         found = do(work, Path(folder), rows, json.loads(options) or None, times)
+        print(json.dumps({"over": time.monotonic()}), flush=True)
         left = left_behind(client)
+    unwritten = sum("a checkpoint could not be written" in str(w.message) for w in warned)
     parts = {name: digest({name: part}) for name, part in found.items()}
     told = {"blocks": n, "digest": digest(found), "parts": parts, "left": left}
-    print(json.dumps(told), flush=True)
+    print(json.dumps(told | {"unwritten": unwritten}), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:6], *map(int, sys.argv[6:8]))
+    main(*sys.argv[1:6], int(sys.argv[6]))
