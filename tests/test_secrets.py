@@ -17,6 +17,7 @@ from daskdml import Engine, KMeans, LogisticRegression, MatrixFactorization, Rid
 from daskdml.engine.checkpoint import CheckpointError
 from daskdml.events import PassStart
 from daskdml.io import convert_ratings, open_dataset, train_test_split, write_dataset
+from daskdml.io.options import quiet
 from daskdml.io.staging import stage
 from daskdml.io.store import filesystem, resolve_url
 from tests.conftest import workers
@@ -187,6 +188,12 @@ def test_tokens_of_webhdfs(hdfs_server, seen):
         f"webhdfs://eve:{SECRET}@host:9870/x",
         f"https://host/x.csv?X-Amz-Signature={SECRET}",
         f"abfs://container/x.zarr?sv=1&sig={SECRET}",
+        f"ftp://eve@example.org:{SECRET}@host/x.zarr",
+        f"s3://AKIA:12/{SECRET}@bucket/x.zarr",
+        f"https://{SECRET}@host/x.csv",
+        f"webhdfs://host:9870/x?delegation={SECRET}",
+        f"https://host/x.csv?pwd={SECRET}",
+        f"https://host/x.csv#token={SECRET}",
     ],
 )
 def test_urls_with_credentials_are_refused(url, seen, tmp_path):
@@ -206,6 +213,22 @@ def test_urls_with_credentials_are_refused(url, seen, tmp_path):
         with told(seen, ValueError):
             action()
     assert all("storage_options" in text for text in seen if text.startswith("ValueError"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"endpoint_url": f"http://eve:{SECRET}@127.0.0.1:1"},
+        {"endpoint_url": f"eve:{SECRET}@nowhere"},
+        {"data_proxy": {"a": f"http://{SECRET}@b:1"}},
+    ],
+)
+def test_options_with_credentials_in_an_address_are_refused(options):
+    """Errors name servers; keys and secrets have options of their own."""
+    with pytest.raises(ValueError, match="of storage_options holds a user or a password") as caught:
+        open_dataset("s3://bucket/x.zarr", options)
+    assert SECRET not in str(caught.value)
+    assert quiet({"endpoint_url": "http://127.0.0.1:9000", "key": "a:b@c"})
 
 
 @pytest.mark.parametrize(

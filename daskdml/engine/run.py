@@ -313,8 +313,11 @@ class Data(Opened):
         local: Callable[..., Any],
         merge: Callable[..., Any],
         label: str,
+        parts: tuple[str, ...] = tasks.ALL_PARTS,
     ) -> tuple[list[Any], PassTotals]:
         """Rounds of local work from ``states`` (the last s + 1, oldest first); see `rounds_graph`.
+
+        What of each block is read are its `parts`, which all passes of a fit name alike.
 
         Returns
         -------
@@ -332,7 +335,7 @@ class Data(Opened):
             self._start(label, len(visited), sum(g.rows for g in visited))
             slots = self._slots()
             places = [slots[k * len(slots) // replicas % len(slots)] for k in range(replicas)]
-            read = self._read(tasks.ALL_PARTS)
+            read = self._read(parts)
             graph = rounds_graph(
                 fit_name(label), read, segment, states, local, merge, self.plan.prefetch
             )

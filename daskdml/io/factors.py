@@ -21,7 +21,7 @@ from daskdml.io.chunks import ChunkReader
 from daskdml.io.identity import Identity, array_digest, identity
 from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.rating_store import Side
-from daskdml.io.store import open_store, resolve_url, retrying
+from daskdml.io.store import filesystem, open_store, resolve_url, retrying
 
 __all__ = ["FactorStore", "FactorTable", "StoredFactors"]
 
@@ -104,8 +104,8 @@ class FactorStore:
             If something else is at the URL.
         """
         store = open_store(self.url, self.options, read_only=False)
-        if not retrying(lambda: sync(store.is_empty("")), f"listing {self.url}"):
-            known = self._attributes(store)
+        if not retrying(self._is_empty, f"listing {self.url}"):
+            known = retrying(lambda: self._attributes(store), f"opening {self.url}")
             finished = {"user", "item"} <= set(known)
             if fit is None or known.get("fit") != fit or (anew and finished):
                 raise FileExistsError(
@@ -117,6 +117,15 @@ class FactorStore:
             lambda: zarr.create_group(store, attributes={"daskdml": facts}, overwrite=True),
             f"creating {self.url}",
         )
+
+    def _is_empty(self) -> bool:
+        """Whether nothing is there. Zarr's answer would be yes where a listing failed."""
+        fs, path = filesystem(self.url, self.options)
+        fs.invalidate_cache()
+        try:
+            return not fs.ls(path, detail=False)
+        except FileNotFoundError:
+            return True
 
     @staticmethod
     def _attributes(store: Store) -> dict[str, Any]:

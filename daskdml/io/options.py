@@ -10,9 +10,16 @@ from typing import Any
 
 __all__ = ["StorageOptions", "check_no_credentials", "quiet", "seconds_of"]
 
-# A port, as in hdfs://host:8020/, is no password.
-_PASSWORD = re.compile(r"://[^/@:]*:(?!\d*(/|$))[^@]*@")
-_SIGNED = re.compile(r"[?&][^=&]*(sig|token|secret|password|credential|key)[^=&]*=", re.IGNORECASE)
+# A port, as in hdfs://host:8020/, is no password; buckets have none. Names of users may have an @.
+_PASSWORD = re.compile(
+    r"://[^/:]*:(?!\d*(/|$))[^@]*@|^(s3a?|gs|gcs)://[^/:]*:[^@]*@|^https?://[^/]*@"
+)
+_SIGNED = re.compile(
+    r"[?&#][^=&#]*(sig|token|secret|passw|pwd|credential|key|auth|delegation)[^=&#]*=",
+    re.IGNORECASE,
+)
+_PLACES = re.compile("url|endpoint|proxy|proxies|host", re.IGNORECASE)
+_USER = re.compile(r"(^|//)[^/@]*:[^/@]*@|://[^/]*@")
 
 
 class StorageOptions(dict[str, Any]):
@@ -41,6 +48,8 @@ def quiet(options: Mapping[str, Any] | None) -> StorageOptions | None:
     ------
     TypeError
         Where they are no mapping.
+    ValueError
+        Where the address of a server in them holds a password: errors name servers.
 
     Examples
     --------
@@ -49,7 +58,20 @@ def quiet(options: Mapping[str, Any] | None) -> StorageOptions | None:
     """
     if not isinstance(options, Mapping | None):
         raise TypeError(f"storage_options must be a dict, not {type(options).__name__}")
+    for name in options or ():
+        if _PLACES.search(str(name)) and _holds_password(options[name]):  # type: ignore[index]
+            raise ValueError(
+                f"{name} of storage_options holds a user or a password, which errors would show; "
+                "pass them in options of their own, such as key and secret"
+            )
     return StorageOptions(options) if options else None
+
+
+def _holds_password(place: Any) -> bool:
+    """Whether an address, or one of several, is of the form ``user:password@host``."""
+    if isinstance(place, Mapping):
+        return any(map(_holds_password, (*place.keys(), *place.values())))
+    return isinstance(place, str) and bool(_USER.search(place))
 
 
 def seconds_of(timeout: Any) -> float:

@@ -12,6 +12,7 @@ from daskdml.kernels.block import Block
 from daskdml.kernels.kmeans import Centers
 from daskdml.kernels.targets import DataError, check_rows, row_weights
 from daskdml.solvers.base import Report, Run, Saved, Solution, interruption
+from daskdml.solvers.kmeans import PARTS
 from daskdml.solvers.replicas import row_order, schedule
 
 
@@ -123,7 +124,7 @@ class MiniBatch:
         rounds = schedule(run.data.groups, 1, self.seed, epoch, shuffle=True)
         walk, start = WalkBatches(self.batch_size, self.seed, epoch), replace(state, inertia=0.0)
         label = f"{run.label}-epoch"
-        (after,), totals = run.data.rounds(rounds, [start], walk, pass_on, label)
+        (after,), totals = run.data.rounds(rounds, [start], walk, pass_on, label, PARTS)
         run.note(self._report(run, totals, after))
         return after
 

@@ -22,6 +22,7 @@ from daskdml import (
     KMeans,
     LogisticRegression,
     MatrixFactorization,
+    MiniBatchKMeans,
     SGDClassifier,
     TruncatedSVD,
 )
@@ -74,6 +75,14 @@ def _kmeans() -> dict[str, Any]:
     return {"centers": model.cluster_centers_, "inertia": model.inertia_, "steps": model.n_iter_}
 
 
+def _minibatch_kmeans() -> dict[str, Any]:
+    model = MiniBatchKMeans(
+        3, init="random", random_state=0, max_iter=3, batch_size=8, tol=0.0
+    )  # fmt: skip
+    model.fit(open_dataset(ROWS))
+    return {"centers": model.cluster_centers_, "inertia": model.inertia_, "steps": model.n_iter_}
+
+
 def _krylov(model: Any) -> dict[str, Any]:
     model.fit(open_dataset(ROWS))
     return {"components": model.components_, "variance": model.explained_variance_,
@@ -120,6 +129,7 @@ FITS: dict[str, Callable[[], dict[str, Any]]] = {
     "stale-dsgd": lambda: _factors(solver="sgd", n_replicas=3, staleness=1),
     "stored-dsgd": lambda: _factors(FACTORS, solver="sgd", n_replicas=3, staleness=1),
     "kmeans": _kmeans,
+    "minibatch-kmeans": _minibatch_kmeans,
     "pca": _pca,
     "krylov-pca": lambda: _krylov(
         PCA(1, svd_solver="randomized", n_oversamples=1, iterated_power=2, random_state=0)
@@ -131,10 +141,7 @@ FITS: dict[str, Callable[[], dict[str, Any]]] = {
     "predict": _predict,
     "bad-rows": _bad_rows,
 }  # fmt: skip
-RESUMABLE = (
-    "newton", "lbfgs", "sgd", "stale-sgd", "sgd-classifier", "als", "implicit-als", "dsgd",
-    "stale-dsgd", "kmeans", "pca", "krylov-pca", "krylov-svd", "nmf",
-)  # fmt: skip
+RESUMABLE = tuple(name for name in FITS if name not in ("predict", "bad-rows"))
 
 
 @cache

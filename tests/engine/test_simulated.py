@@ -23,8 +23,8 @@ from tests.engine.sources import Made, total
 SCHEDULES = {
     "newton": 100, "lbfgs": 120, "sgd": 120, "stale-sgd": 150, "sgd-classifier": 200, "als": 50,
     "implicit-als": 50, "stored-als": 16, "dsgd": 30, "stale-dsgd": 30, "stored-dsgd": 10,
-    "kmeans": 250, "pca": 500, "krylov-pca": 100, "krylov-svd": 100, "nmf": 100, "predict": 250,
-    "bad-rows": 150,
+    "kmeans": 250, "minibatch-kmeans": 100, "pca": 500, "krylov-pca": 100, "krylov-svd": 100,
+    "nmf": 100, "predict": 250, "bad-rows": 150,
 }  # fmt: skip
 
 
