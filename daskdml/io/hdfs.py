@@ -110,9 +110,19 @@ class Hdfs(HdfsFileSystem):
             options = {FAILOVERS: 1, **options}
         # fsspec's own options are no business of Hadoop's.
         plain = {k: _text(v) for k, v in options.items() if k not in _FSSPEC}
-        super().__init__(host, port, **plain)
         self.timeout = seconds
         self.where = f"{host}:{port}" if port else str(host or "the default HDFS")
+        try:
+            super().__init__(host, port, **plain)
+        except RuntimeError as error:
+            if "No NameNode" not in str(error) and "fs.defaultFS" not in str(error):
+                raise
+            named = f"hdfs://{host}" if host else "hdfs:// without a host"
+            raise ValueError(
+                f"{named} leads to no NameNode, as Hadoop's configuration does not say where it "
+                "is; set HADOOP_CONF_DIR to the folder of hdfs-site.xml, on workers too, or name "
+                f"host and port, as in hdfs://{host or 'namenode'}:8020/"
+            ) from error
 
     def _call(self, action: Callable[..., T], *args: Any) -> T:
         return self._watch(lambda beat: action(*args))
@@ -212,6 +222,8 @@ class Hdfs(HdfsFileSystem):
 
         try:
             self._watch(write)
+        except TimeoutError:
+            raise  # another call would only wait as long again; the thread removes it, if it can
         except BaseException:
             with contextlib.suppress(OSError):
                 self.rm(new)

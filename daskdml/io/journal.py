@@ -48,6 +48,8 @@ BEAT = 15.0
 """Seconds between two signs of life of a writer to an object store."""
 SILENT = 60.0
 """Seconds without one after which a writer on another machine counts as dead."""
+CLOCK_SET = 60.0
+"""Seconds by which a clock may be set, where the start of a process is known by it alone."""
 
 _IN_ONE_PIECE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory"}
 _IN_ONE_PIECE |= {"hdfs", "webhdfs"}  # with this library's file systems
@@ -104,20 +106,32 @@ def boot() -> str:
     return ""
 
 
+def _born(pid: int) -> str | None:
+    """When a process was started, by no clock that can be set; None where that is not known."""
+    with contextlib.suppress(OSError, IndexError):
+        text = Path(f"/proc/{pid:d}/stat").read_text(errors="replace")
+        since_boot = text.rpartition(")")[2].split()[19]  # behind a name that may have blanks
+        return f"{boot()}/{since_boot}"
+    return None
+
+
 def _self() -> dict[str, Any]:
     """Who writes: this process."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+    pid = os.getpid()
+    started = psutil.Process().create_time()
+    return {"host": socket.gethostname(), "pid": pid, "started": started, "born": _born(pid)}
 
 
-def _started(pid: int) -> float:
-    """When a process was started: since the machine was, where that is known.
-
-    Seconds since 1970 (psutil's) would change where the clock is set.
-    """
-    with contextlib.suppress(OSError):
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return float(after_name[19])
-    return float(psutil.Process(pid).create_time())
+def _runs(found: dict[str, Any]) -> bool:
+    """Whether the process of a record on this machine is there, and no other with its number."""
+    born = _born(found["pid"])
+    if born is not None and found.get("born") is not None:
+        return bool(born == found["born"])
+    try:
+        apart = psutil.Process(found["pid"]).create_time() - found["started"]
+    except psutil.NoSuchProcess:
+        return False
+    return bool(abs(apart) < CLOCK_SET)
 
 
 class Leftover(Protocol):
@@ -370,12 +384,7 @@ def _alive(found: dict[str, Any]) -> bool:
         return False
     if found["host"] != socket.gethostname():
         return bool(time.time() - found["beat"] < SILENT)
-    try:
-        if found["started"] != _started(found["pid"]):
-            return False
-        return found["pid"] != os.getpid() or found["owner"] in _HERE
-    except psutil.NoSuchProcess:
-        return False
+    return _runs(found) and (found["pid"] != os.getpid() or found["owner"] in _HERE)
 
 
 def finished_chunks(array: zarr.Array[Any], check: bool = False) -> set[int]:

@@ -5,21 +5,31 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["StorageOptions", "check_no_credentials", "quiet", "seconds_of"]
+__all__ = [
+    "StorageOptions",
+    "check_hosts",
+    "check_no_credentials",
+    "quiet",
+    "seconds_of",
+    "without_values",
+]
 
-# A port, as in hdfs://host:8020/, is no password; buckets have none. Names of users may have an @.
-_PASSWORD = re.compile(
-    r"://[^/:]*:(?!\d*(/|$))[^@]*@|^(s3a?|gs|gcs)://[^/:]*:[^@]*@|^https?://[^/]*@"
-)
-_SIGNED = re.compile(
-    r"[?&#][^=&#]*(sig|token|secret|passw|pwd|credential|key|auth|delegation)[^=&#]*=",
-    re.IGNORECASE,
-)
-_PLACES = re.compile("url|endpoint|proxy|proxies|host", re.IGNORECASE)
-_USER = re.compile(r"(^|//)[^/@]*:[^/@]*@|://[^/]*@")
+# A port, as in hdfs://host:8020/, is no password.
+_PASSWORD = re.compile(r"://[^/:]*:(?!\d*(/|$))[^@]*@")
+# Buckets have no ports; a secret key may have a slash.
+_KEYS = re.compile(r"\b(s3a?|gs|gcs)://[^/:]*:[^@]*@")
+# A user of HDFS or FTP is none, but who is let in by HTTP with a name alone has named a token.
+_TOKEN = re.compile(r"\bhttps?://[^/?#]*@")
+_SECRET = "sig|token|secret|passw|pwd|passphrase|credential|key|delegation|connection_string"
+_AUTH = r"(?<![a-z])auth(?![a-z])|authorization"
+_SIGNED = re.compile(rf"[?&#;][^=&#;]*({_SECRET}|{_AUTH})[^=&#;]*=", re.IGNORECASE)
+_NAMES = re.compile(f"{_SECRET}|{_AUTH}|cookie", re.IGNORECASE)
+_HOSTS = ("endpoint_url", "data_proxy")
+_SHORTEST = 4
+"""Letters of a value that is looked for in texts."""
 
 
 class StorageOptions(dict[str, Any]):
@@ -48,8 +58,6 @@ def quiet(options: Mapping[str, Any] | None) -> StorageOptions | None:
     ------
     TypeError
         Where they are no mapping.
-    ValueError
-        Where the address of a server in them holds a password: errors name servers.
 
     Examples
     --------
@@ -58,20 +66,7 @@ def quiet(options: Mapping[str, Any] | None) -> StorageOptions | None:
     """
     if not isinstance(options, Mapping | None):
         raise TypeError(f"storage_options must be a dict, not {type(options).__name__}")
-    for name in options or ():
-        if _PLACES.search(str(name)) and _holds_password(options[name]):  # type: ignore[index]
-            raise ValueError(
-                f"{name} of storage_options holds a user or a password, which errors would show; "
-                "pass them in options of their own, such as key and secret"
-            )
     return StorageOptions(options) if options else None
-
-
-def _holds_password(place: Any) -> bool:
-    """Whether an address, or one of several, is of the form ``user:password@host``."""
-    if isinstance(place, Mapping):
-        return any(map(_holds_password, (*place.keys(), *place.values())))
-    return isinstance(place, str) and bool(_USER.search(place))
 
 
 def seconds_of(timeout: Any) -> float:
@@ -114,9 +109,80 @@ def check_no_credentials(url: str) -> None:
     ValueError: the ftp:// URL holds a password, which errors and logs would show; pass it in ...
     """
     protocol = url.partition("://")[0]
-    found = "password" if _PASSWORD.search(url) else "token" if _SIGNED.search(url) else None
-    if found and "://" in url:
+    if _PASSWORD.search(url) or _KEYS.search(url):
+        found = "password"
+    elif _SIGNED.search(url) or _TOKEN.search(url):
+        found = "token"
+    else:
+        return
+    if "://" in url:
         raise ValueError(
             f"the {protocol}:// URL holds a {found}, which errors and logs would show; pass it in "
             "storage_options"
         )
+
+
+def check_hosts(options: Mapping[str, Any]) -> None:
+    """Refuse options that name a host together with a user or a password: errors show hosts.
+
+    Raises
+    ------
+    ValueError
+        Which does not show it.
+
+    Examples
+    --------
+    >>> check_hosts({"endpoint_url": "http://eve:secret@host"})
+    Traceback (most recent call last):
+    ValueError: endpoint_url of storage_options holds a user or a password, ...
+    """
+    for name, value in options.items():
+        if name in _HOSTS and any("@" in text for text in _texts(value)):
+            raise ValueError(
+                f"{name} of storage_options holds a user or a password, which errors and logs "
+                "would show; name the host alone, and pass those as options of their own"
+            )
+        if isinstance(value, Mapping):
+            check_hosts(value)
+
+
+def without_values(text: str, options: Mapping[str, Any] | None) -> str:
+    """Give a text with "..." for each password, key or token of the options that it shows.
+
+    Examples
+    --------
+    >>> without_values("no key AKIA1 at host:1", {"key": "AKIA1", "endpoint_url": "http://host:1"})
+    'no key ... at host:1'
+    """
+    shown = {form for value in _secrets(options or {}) for form in (value, repr(value)[1:-1])}
+    for value in sorted(shown, key=len, reverse=True):
+        if len(value) >= _SHORTEST:
+            text = text.replace(value, "...")
+    return text
+
+
+def _secrets(value: Any, secret: bool = False) -> Iterator[str]:
+    """Texts below a value that have a name as secrets have it, or a user before a host."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _secrets(part, secret or bool(_NAMES.search(str(name))))
+            if secret:
+                yield str(name)
+    elif isinstance(value, list | tuple | set):
+        for part in value:
+            yield from _secrets(part, secret)
+    elif isinstance(value, bytes):
+        yield from _secrets(value.decode("latin-1"), secret)
+    elif isinstance(value, str) and (secret or "@" in value):
+        yield value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for pair in value.items():
+            yield from _texts(pair)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part)
+    elif isinstance(value, str):
+        yield value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import struct
 import sys
 from typing import Any
@@ -21,6 +22,7 @@ _MAGIC = b"daskdml state 1\n"
 _HEAD = struct.Struct("<QQ")  # bytes of the tree and of the arrays
 _DIGEST = hashlib.sha256().digest_size
 _KINDS = "biufcSU"  # of arrays: nothing that would hold objects
+_MOST_AXES = 64  # of an array of NumPy
 
 
 class DamagedError(ValueError):
@@ -72,7 +74,8 @@ def decode_state(encoded: bytes | bytearray) -> Any:
     Raises
     ------
     DamagedError
-        If the bytes are not those that were written, or name what this version does not know.
+        If the bytes are not those that were written, name what this version does not know, or have
+        arrays that together take more bytes than there are.
     """
     start = len(_MAGIC) + _HEAD.size
     body = memoryview(encoded)[:-_DIGEST]
@@ -84,8 +87,8 @@ def decode_state(encoded: bytes | bytearray) -> Any:
     if len(body) != start + n_tree + n_data:
         raise DamagedError("its lengths do not add up")
     try:
-        tree, data = json.loads(bytes(body[start : start + n_tree])), body[start + n_tree :]
-        return _from_tree(tree, _Data(data, len(data)))
+        tree = json.loads(bytes(body[start : start + n_tree]))
+        return _from_tree(tree, _Arrays(body[start + n_tree :]))
     except (
         ArithmeticError,
         AttributeError,
@@ -136,51 +139,55 @@ def _to_tree(x: Any, arrays: list[np.ndarray], end: list[int]) -> Any:
     raise TypeError(f"{type(x).__name__} cannot be part of a checkpoint")
 
 
-@dataclasses.dataclass
-class _Data:
-    """The bytes of a state's arrays, and how many of them no array has had yet."""
+class _Arrays:
+    """The arrays' bytes; together, those who take some get no more than there are.
 
-    bytes: memoryview
-    left: int
+    Parameters
+    ----------
+    data : memoryview
+    """
+
+    def __init__(self, data: memoryview) -> None:
+        self._data, self._left = data, len(data)
+
+    def take(self, dtype: str, shape: list[int], at: int) -> np.ndarray:
+        """Copy an array; ValueError where it is not there."""
+        kind = np.dtype(dtype)
+        if kind.kind not in _KINDS or len(shape) > _MOST_AXES or min([at, *shape]) < 0:
+            raise ValueError("it has an array that is none")
+        count = math.prod(shape)
+        nbytes = count * kind.itemsize
+        if at + nbytes > len(self._data):
+            raise ValueError("an array lies outside of it")
+        if nbytes > self._left:
+            raise ValueError("its arrays take more bytes than it has")
+        self._left -= nbytes
+        return np.frombuffer(self._data, kind, count, at).reshape(shape).copy()
 
 
-def _from_tree(node: Any, data: _Data) -> Any:
+def _from_tree(node: Any, arrays: _Arrays) -> Any:
     if not isinstance(node, dict):
         return node
     if "class" in node:
-        fields = {name: _from_tree(part, data) for name, part in node["fields"].items()}
+        fields = {name: _from_tree(part, arrays) for name, part in node["fields"].items()}
         return _class_of(*node["class"])(**fields)
     ((kind, value),) = node.items()
     if kind == "float":
         return float.fromhex(value)
     if kind in ("array", "scalar"):
         dtype, shape, at = value
-        found = _array(dtype, shape, at, data)
+        found = arrays.take(dtype, shape, at)
         return found if kind == "array" else found[()]
     if kind == "dtype":
         return np.dtype(value)
     if kind == "type":
         return np.dtype(value).type
     if kind in ("list", "tuple"):
-        parts = [_from_tree(part, data) for part in value]
+        parts = [_from_tree(part, arrays) for part in value]
         return parts if kind == "list" else tuple(parts)
     if kind == "dict":
-        return {key: _from_tree(part, data) for key, part in value.items()}
+        return {key: _from_tree(part, arrays) for key, part in value.items()}
     raise ValueError(f"there is no kind {kind!r} of value")
-
-
-def _array(dtype: str, shape: list[int], at: int, data: _Data) -> np.ndarray:
-    kind = np.dtype(dtype)
-    count = 1
-    for n in shape:
-        count *= n
-    nbytes = count * kind.itemsize
-    if kind.kind not in _KINDS or min([at, *shape]) < 0 or at + nbytes > len(data.bytes):
-        raise ValueError("an array lies outside of it")
-    data.left -= nbytes
-    if data.left < 0:  # it would take many times its size in memory
-        raise ValueError("its arrays lie one in the other")
-    return np.frombuffer(data.bytes, kind, count, at).reshape(shape).copy()
 
 
 def _class_of(module: str, name: str) -> Any:

@@ -20,7 +20,7 @@ from zarr.abc.store import Store
 from zarr.errors import NodeNotFoundError
 from zarr.storage import FsspecStore, LocalStore
 
-from daskdml.io.options import check_no_credentials
+from daskdml.io.options import check_hosts, check_no_credentials, without_values
 
 __all__ = [
     "array_name",
@@ -153,13 +153,20 @@ def filesystem(
     ImportError
         Where the package that speaks the URL's protocol is missing; names what to install.
     ValueError
-        Where fsspec does not know the protocol.
+        Where fsspec does not know the protocol, or an option that names a host holds a password.
     """
+    check_hosts(storage_options or {})
+    with _hiding(url, storage_options):
+        return _made(url, dict(storage_options or {}), asynchronous)
+
+
+def _made(
+    url: str, options: dict[str, Any], asynchronous: bool
+) -> tuple[fsspec.AbstractFileSystem, str]:
     protocol = split_protocol(url)[0] or "file"
-    options = dict(storage_options or {})
+    if protocol in _OWN:
+        return _own(url, _OWN[protocol], options, asynchronous)
     try:
-        if protocol in _OWN:
-            return _own(url, _OWN[protocol], options, asynchronous)
         # Synchronous file systems (some take only strings as options) are never asked.
         if asynchronous and fsspec.get_filesystem_class(protocol).async_impl:
             options["asynchronous"] = True
@@ -180,11 +187,35 @@ def _own(
     url: str, name: str, options: dict[str, Any], asynchronous: bool
 ) -> tuple[fsspec.AbstractFileSystem, str]:
     module, _, kind = name.partition(".")
-    cls = getattr(import_module(f"daskdml.io.{module}"), kind)
+    try:
+        cls = getattr(import_module(f"daskdml.io.{module}"), kind)
+    except ImportError as error:
+        raise _missing_package(url, error) from error
     if asynchronous and cls.async_impl:
         options["asynchronous"] = True
     fs = cls(**{**cls._get_kwargs_from_urls(url), **options})
     return fs, fs._strip_protocol(url)
+
+
+@contextmanager
+def _hiding(url: str, options: Mapping[str, Any] | None) -> Iterator[None]:
+    """An error that shows a key or a password of the options becomes one that does not."""
+    try:
+        yield
+    except Exception as error:
+        text = without_values(str(error), options)
+        if text == str(error):
+            raise
+        why = f"{url}: {type(error).__name__}: {text}; check the values in storage_options"
+        raise _shown_as(error)(why) from None
+
+
+def _shown_as(error: Exception) -> type[Exception]:
+    """The error of Python's own that one is, and that takes a text."""
+    for kind in (*_PERMANENT, TimeoutError, ConnectionError, OSError, ImportError, TypeError):
+        if isinstance(error, kind):
+            return kind
+    return ConnectionError if is_transient(error) else ValueError
 
 
 def open_store(
@@ -256,7 +287,7 @@ def open_node(
     """
     store = open_store(url, storage_options)
     try:
-        with describing(url):
+        with describing(url), _hiding(url, storage_options):
             return retrying(lambda: zarr.open(store, mode="r"), f"opening {url}")
     except (FileNotFoundError, NodeNotFoundError) as error:
         if is_local(url) and unfinished_folder(Path(os.path.realpath(url))).exists():

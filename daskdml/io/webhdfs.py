@@ -71,10 +71,17 @@ class WebHdfs(WebHDFS):
     def __init__(self, host: str, port: int = 9870, timeout: float = 30.0, **options: Any) -> None:
         self.timeout = seconds_of(timeout)
         self.where = f"{host}:{port}"
+        self._abandoned: list[str] = []  # unfinished files at a host that fell silent
         super().__init__(host, port, **options)
 
     def _connect(self) -> None:
-        super()._connect()
+        try:
+            super()._connect()
+        except ImportError as error:
+            raise ImportError(
+                f"kerberos=True for webhdfs://{self.where} needs a package of its own: pip install "
+                "requests-kerberos"
+            ) from error
         for scheme in ("http://", "https://"):
             self.session.mount(scheme, _Limited(self.timeout))
 
@@ -111,7 +118,7 @@ class WebHdfs(WebHDFS):
         return f"webhdfs://{self.where}{self._strip_protocol(name)}"
 
     def exists(self, path: str, **kwargs: Any) -> bool:
-        """Whether something is there; where that cannot be found out, an error."""
+        """Whether there is a file or folder; an error where the host cannot tell."""
         try:
             self.info(path)
         except FileNotFoundError:
@@ -167,11 +174,20 @@ class WebHdfs(WebHDFS):
             data, at = bytes(value), self._at(made)
             self._plainly(lambda: self._checked(self.session.put(at, data=data, headers=BINARY)))
             self.mv(new, inside, overwrite=mode == "overwrite")
-        except BaseException as error:
-            if not isinstance(error, TimeoutError):  # a silent host would be silent once more
-                with contextlib.suppress(OSError):
-                    self.rm(new)
+        except TimeoutError:
+            self._abandoned.append(new)  # another request would only wait as long again
             raise
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.rm(new)
+            raise
+        self._clean()
+
+    def _clean(self) -> None:
+        """Remove what was left at a host that answers again."""
+        with contextlib.suppress(OSError, IndexError):
+            while True:
+                self.rm(self._abandoned.pop())
 
     @staticmethod
     def _checked(answer: Any) -> Any:

@@ -78,6 +78,94 @@ def test_a_host_that_does_not_answer_is_named(protocol, how, black_hole, closed_
     assert time.monotonic() - began < HANGING
 
 
+@pytest.mark.parametrize("protocol", ["hdfs", "webhdfs"])
+def test_a_silent_host_is_waited_for_once(protocol, black_hole):
+    """A write that timed out asks for nothing more, and a look does not mean "it is not there"."""
+    pytest.importorskip({"hdfs": "hdfs_native", "webhdfs": "requests"}[protocol])
+    url, options = place(protocol, black_hole)
+    fs, path = filesystem(url, options | {"timeout": 1.0})
+    for action in (lambda: fs.pipe_file(path, b"x"), lambda: fs.exists(path)):
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match=f"127.0.0.1:{black_hole}"):
+            action()
+        assert time.monotonic() - began < 1.8
+
+
+def test_an_existing_file_is_found_after_a_reset():
+    """WebHDFS's word that a file is there is waited for; only its 404 says that it is not."""
+    pytest.importorskip("requests")
+    found = b'{"FileStatus": {"type": "FILE", "length": 1}}'
+    absent = b'{"RemoteException": {"exception": "FileNotFoundException", "message": "no"}}'
+    answers = [
+        None,
+        (200, found),
+        None,
+        (404, absent),
+        (403, absent.replace(b"FileNot", b"AccessNot")),
+    ]
+
+    def answer(listening):
+        for each in answers:
+            link, _ = listening.accept()
+            with link:
+                link.recv(65536)
+                if each:
+                    head = f"HTTP/1.1 {each[0]} x\r\nContent-Length: {len(each[1])}\r\n"
+                    link.sendall(f"{head}Connection: close\r\n\r\n".encode() + each[1])
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(64)
+        threading.Thread(target=answer, args=(listening,), daemon=True).start()
+        fs, path = filesystem(f"webhdfs://127.0.0.1:{listening.getsockname()[1]}/x", {"timeout": 5})
+        assert retrying(lambda: fs.exists(path), "looking") is True
+        assert retrying(lambda: fs.exists(path), "looking") is False
+        with pytest.raises(OSError, match="no"):
+            fs.exists(path)
+
+
+class Forgetful(http.server.BaseHTTPRequestHandler):
+    """A NameNode that says nothing to the first rename."""
+
+    seen = []  # noqa: RUF012
+
+    def _told(self):
+        length = int(self.headers.get("Content-Length") or 0)
+        self.rfile.read(length)
+        where, _, query = self.path.partition("?")
+        op = dict(part.split("=") for part in query.split("&") if part).get("op", "put")
+        first = op == "RENAME" and all(kind != "RENAME" for kind, _ in self.seen)
+        self.seen.append((op, where.rpartition("/")[2]))
+        if first:
+            time.sleep(1.5)
+        body = b'{"boolean": true}'
+        self.send_response(200)
+        self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/data")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(body)
+
+    do_PUT = do_DELETE = _told
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+
+def test_what_a_silent_host_kept_is_removed_later():
+    """The unfinished file of a write that timed out is removed after the next one."""
+    pytest.importorskip("requests")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Forgetful) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"webhdfs://127.0.0.1:{server.server_port}/x"
+        fs, path = filesystem(url, {"timeout": 0.5})
+        retrying(lambda: fs.pipe_file(path, b"x"), "writing")
+        server.shutdown()
+    first = Forgetful.seen[0][1]
+    assert [op for op, _ in Forgetful.seen] == ["CREATE", "put", "RENAME"] * 2 + ["DELETE"]
+    assert Forgetful.seen[-1][1] == first
+
+
 def _stop_in_the_middle(listening, served):
     """Answer the metadata of a data set; of chunks send the head and a few bytes."""
     while True:
@@ -152,6 +240,32 @@ def test_what_takes_minutes_is_given_up_sooner(monkeypatch):
     assert len(calls) == 2
 
 
+def test_a_service_that_hadoop_does_not_know_is_named(monkeypatch):
+    """An hdfs:// URL without a port says where its NameNode was looked for, and how to name it."""
+    pytest.importorskip("hdfs_native")
+    monkeypatch.delenv("HADOOP_CONF_DIR", raising=False)
+    monkeypatch.delenv("HADOOP_HOME", raising=False)
+    known = r"HADOOP_CONF_DIR .* as in hdfs://"
+    for url, named in [
+        ("hdfs://nosuchservice/x", "hdfs://nosuchservice"),
+        ("hdfs:///x", "without"),
+    ]:
+        for action in (open_dataset, lambda url: write_dataset(url, np.eye(3))):
+            with pytest.raises(ValueError, match=rf"{named}.*{known}"):
+                action(url)
+
+
+def test_the_package_for_kerberos_is_named():
+    """What WebHDFS lacks for Kerberos is not what the extra installs."""
+    pytest.importorskip("requests")
+    with contextlib.suppress(ImportError):
+        import requests_kerberos  # noqa: F401
+
+        pytest.skip("it is installed")
+    with pytest.raises(ImportError, match=r"kerberos=True for webhdfs://h:9870 .* requests-kerb"):
+        open_dataset("webhdfs://h:9870/x", {"kerberos": True})
+
+
 class Crawling(http.server.BaseHTTPRequestHandler):
     """Sends a byte now and then, more often than a time limit between two would end."""
 
@@ -188,21 +302,3 @@ def test_an_object_that_crawls_ends(protocol):
             fs.cat_file(path)
         assert time.monotonic() - began < HANGING
         server.shutdown()
-
-
-def test_webhdfs_tells_what_is_not_there_from_what_cannot_be_found_out(monkeypatch):
-    """A reset is no answer to whether something is there: it is asked again, and is an error."""
-    pytest.importorskip("requests")
-    from daskdml.io.webhdfs import WebHdfs
-
-    asked = []
-
-    def reset(self, *args, **kwargs):
-        asked.append(args)
-        raise ConnectionResetError("reset")
-
-    monkeypatch.setattr(WebHdfs, "_call", reset)
-    fs, path = store_module.filesystem("webhdfs://127.0.0.1:1/x", None)
-    with pytest.raises(ConnectionError, match=f"failed {ATTEMPTS} times"):
-        store_module.retrying(lambda: fs.exists(path), "looking")
-    assert len(asked) == ATTEMPTS

@@ -13,7 +13,6 @@ import time
 import dask.array as da
 import fsspec
 import numpy as np
-import psutil
 import pytest
 import zarr
 from fsspec.implementations.memory import MemoryFileSystem
@@ -226,22 +225,6 @@ def test_two_writers_are_kept_apart(tmp_path, where):
     assert np.array_equal(write_dataset(url, blocks()).read(0, 12_000)[0].X, X)
 
 
-def test_a_clock_that_is_set_ends_no_writer(monkeypatch):
-    """Who began before the clock was set still lives after it."""
-    url = "memory://clock/a.zarr"
-
-    def blocks():
-        yield X[:500]
-        with monkeypatch.context() as patch:  # as psutil sees processes after a step of a minute
-            began = psutil.Process().create_time()
-            patch.setattr(psutil.Process, "create_time", lambda process: began + 60)
-            with pytest.raises(RuntimeError, match="is being written by process"):
-                write_dataset(url, X)
-        yield X[500:]
-
-    assert np.array_equal(write_dataset(url, blocks()).read(0, 12_000)[0].X, X)
-
-
 def test_a_writer_that_was_taken_for_dead_removes_nothing(monkeypatch):
     """Another one has written there since: it is told so, and what that one wrote stays."""
     url = "memory://asleep/a.zarr"
@@ -360,3 +343,37 @@ def test_a_store_that_fails_at_the_start_can_be_tried_again(monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_dataset(url, X[:50], chunks=10)
     assert failing and len(write_dataset(url, X[:50], chunks=10)) == 50
+
+
+@pytest.mark.parametrize("by", ["ticks", "clock"])
+def test_a_clock_that_is_set_kills_no_writer(by, monkeypatch):
+    """Once the clock is set, a writer that lives still has its place; one that died leaves it."""
+    lin = pytest.importorskip("psutil._pslinux")
+    if by == "clock":
+        monkeypatch.setattr(journal, "_born", lambda pid: None)
+    url = f"memory://clock-{by}.zarr"
+    child = start("import sys; sys.stdin.read()")
+    first = stage(url, run="one")
+    boot = lin.boot_time
+    fs = fsspec.filesystem("memory")
+    (name,) = [each for each in fs.find(f"/clock-{by}.zarr") if each.endswith("run.json")]
+    record = json.loads(fs.cat_file(name))
+    theirs = {"pid": child.pid, "born": journal._born(child.pid)}
+    other = record | theirs | {"started": journal.psutil.Process(child.pid).create_time()}
+    for change in (0.0, 1.0, -20.0):
+        monkeypatch.setattr(lin, "boot_time", lambda change=change: boot() + change)
+        with pytest.raises(RuntimeError, match="is being written by process"):
+            stage(url, run="two")
+        assert journal._alive(other)
+    assert not journal._alive(other | {"born": "another boot/1", "started": 1.0})
+    child.kill()
+    child.wait(10)
+    assert not journal._alive(other)
+    first.leave(KeyboardInterrupt())
+    stage(url, run="two").leave(KeyboardInterrupt())
+
+
+def test_a_process_of_an_older_version_is_known():
+    """A record without a start in ticks is compared by the clock."""
+    record = {**journal._self(), "owner": "somebody", "born": None}
+    assert journal._runs(record) and not journal._runs(record | {"started": 1.0})

@@ -1,13 +1,14 @@
 """States come back from bytes with the same bits; bytes that are not whole are never read."""
 
 import hashlib
-import json
+import struct
+import time
+import tracemalloc
 from dataclasses import fields
 
 import numpy as np
 import pytest
 
-from daskdml.io import states
 from daskdml.io.states import DamagedError, decode_state, encode_state
 from daskdml.solvers.certificates import Certificate
 from daskdml.solvers.newton import NewtonState
@@ -89,10 +90,37 @@ def test_nothing_is_imported_or_allocated_on_a_state_s_word(old, new):
         decode_state(forged(old, new))
 
 
-def test_arrays_within_each_other_are_refused():
-    """A small state cannot name its bytes again and again, and so take many times its size."""
-    tree, data = [{"array": ["|u1", [1000], 0]}] * 3000, bytes(1000)
-    told = json.dumps({"list": tree}).encode()
-    head = states._MAGIC + states._HEAD.pack(len(told), len(data)) + told + data
-    with pytest.raises(DamagedError, match="its arrays lie one in the other"):
-        decode_state(head + hashlib.sha256(head).digest())
+def of_tree(tree, data=b""):
+    """A state of a tree and of arrays' bytes, with a right checksum."""
+    head = bytes(encode_state(None)[:16]) + struct.pack("<QQ", len(tree), len(data))
+    return head + tree + data + hashlib.sha256(head + tree + data).digest()
+
+
+def test_an_array_named_often_is_refused():
+    """A tree that names the same bytes again and again gets no more memory than they take."""
+    node = b'{"array": ["|u1", [1000000], 0]}'
+    small = of_tree(b'{"list": [' + b", ".join([node] * 3000) + b"]}", bytes(1_000_000))
+    tracemalloc.start()
+    with pytest.raises(DamagedError, match="its arrays take more bytes than it has"):
+        decode_state(small)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+    assert len(decode_state(of_tree(b'{"list": [' + node + b"]}", bytes(1_000_000)))) == 1
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        b'{"array": ["|u1", [' + b", ".join([b"1"] * 65) + b"], 0]}",
+        b'{"array": ["|u1", [' + b", ".join([b"9" * 4000] * 1500) + b"], 0]}",
+        b'{"scalar": ["<f8", [], 0]}',
+        b'{"tuple": [' * 40_000 + b"1" + b"]}" * 40_000,
+    ],
+    ids=["axes", "sizes", "absent", "deep"],
+)
+def test_trees_of_any_shape_are_refused_soon(tree):
+    """Too many axes, endless sizes, numbers that are not there and depth end within a second."""
+    began = time.process_time()
+    with pytest.raises(DamagedError, match="cannot read it"):
+        decode_state(of_tree(tree))
+    assert time.process_time() - began < 1
