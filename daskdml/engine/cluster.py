@@ -32,6 +32,7 @@ from daskdml.engine.watch import TICK, Watch
 from daskdml.kernels.apart import aligned
 
 ASK_AGAIN = 2.0  # seconds after which a fit asks anew what other fits there are
+ANSWERS = 3  # times that workers are asked to get ready, where all are lost meanwhile
 FORGET = 5.0  # seconds that a fit waits at its end for workers to drop its blocks
 
 
@@ -179,6 +180,13 @@ class Cluster:
 
     def resident(self, rehearse: Rehearse = None, shared: bool = False) -> int:
         """Resident bytes of the fullest worker, with all loaded that tasks need."""
+        for _ in range(ANSWERS):  # an adaptive cluster may end workers that get ready
+            if sizes := self._ready(rehearse, shared):
+                return max(sizes)
+        return 0
+
+    def _ready(self, rehearse: Rehearse, shared: bool) -> list[int]:
+        """Resident bytes of the workers that are there, those left out that are lost meanwhile."""
         # One worker of each machine goes first: the others find in the cache what it compiled.
         names = [w.name for w in self.workers()]
         first = list({name.rpartition(":")[0]: name for name in names}.values())
@@ -190,8 +198,7 @@ class Cluster:
             if isinstance(found, Exception) and not isinstance(found, OSError):
                 found.add_note(f"This came of getting the worker {address} ready.")
                 raise found
-        sizes = [found for found in known.values() if isinstance(found, int)]
-        return max(sizes) if sizes else self.resident(rehearse, shared)  # all are lost: who comes
+        return [found for found in known.values() if isinstance(found, int)]
 
     def _on_workers(
         self, function: Callable[..., Any], *args: Any, workers: list[str] | None = None,
