@@ -112,8 +112,10 @@ def pass_graph(
     fn: Callable[[Any], Any],
     prefetch: int,
     held: Container[int] = (),
+    unit: int = FAN_IN,
+    start: Any = None,
 ) -> Graph:
-    """A map over the lanes' groups and a tree of sums whose shape depends on the groups alone.
+    """A map over the lanes' groups, and its sum from `start` on, unit after unit.
 
     Parameters
     ----------
@@ -130,6 +132,10 @@ def pass_graph(
     held : container of int
         Indices of groups whose blocks lie in the memory of their lane's process: nothing is to be
         read ahead, and one task does.
+    unit : int
+        Groups that are summed before they are added; see `sum_graph`.
+    start : object or None
+        What is known of the sum.
     """
     graph: dict[Any, Any] = {}
     lane_of: dict[Any, int] = {}
@@ -149,11 +155,35 @@ def pass_graph(
             graph[key] = Task(key, tasks.compute, TaskRef(fn_key), TaskRef(load))
             lane_of.update(dict.fromkeys([*loads, key], lane))
     parts: list[Any] = [(name, i) for i in sorted(g.index for lane in lanes for g in lane)]
-    return Graph(graph | tree(f"{name}-sum", parts), [(f"{name}-sum", -1)], lane_of, name=name)
+    graph |= sum_graph(f"{name}-sum", parts, unit, start)
+    return Graph(graph, [(f"{name}-sum", -1)], lane_of, name=name)
 
 
-def tree(name: str, keys: Sequence[Any]) -> dict[Any, Task]:
-    """Sums of keys in a tree of fixed shape; the root's key is ``(name, -1)``.
+def sum_graph(name: str, keys: Sequence[Any], unit: int, start: Any = None) -> dict[Any, Any]:
+    """``start``, and then the sum of each `unit` of keys, added from left to right.
+
+    So a sum that goes on from where another one ended, after whole units, has the same bits as one
+    over all of the keys.
+    """
+    graph: dict[Any, Any] = {}
+    added: list[Any] = []
+    if start is not None:
+        added.append((name, "start"))
+        graph[added[0]] = DataNode(added[0], tasks.Part(start, ()))
+    for i in range(0, len(keys), unit):
+        graph |= tree(name, keys[i : i + unit], f"unit-{i}")
+        added.append((name, f"unit-{i}", -1))
+        if len(added) == FAN_IN:
+            key = (name, f"until-{i}")
+            graph[key] = Task(key, tasks.combine, *map(TaskRef, added))
+            added = [key]
+    root = (name, -1)
+    graph[root] = Task(root, tasks.combine, *map(TaskRef, added))
+    return graph
+
+
+def tree(name: str, keys: Sequence[Any], *part: str) -> dict[Any, Task]:
+    """Sums of keys in a tree of fixed shape; the root's key is ``(name, *part, -1)``.
 
     Examples
     --------
@@ -165,11 +195,11 @@ def tree(name: str, keys: Sequence[Any]) -> dict[Any, Task]:
     while len(level) > FAN_IN:
         above = []
         for i in range(0, len(level), FAN_IN):
-            key = (name, len(graph))
+            key = (name, *part, len(graph))
             graph[key] = Task(key, tasks.combine, *map(TaskRef, level[i : i + FAN_IN]))
             above.append(key)
         level = above
-    root = (name, -1)
+    root = (name, *part, -1)
     graph[root] = Task(root, tasks.combine, *map(TaskRef, level))
     return graph
 

@@ -17,15 +17,15 @@ class Entry:
     ----------
     label : str
         Of the pass.
-    segments : int
-        How many of its graphs have ended.
+    done : int
+        How many of its groups, or rounds, are done.
     value : object
         What they gave so far: a sum, or the last states of rounds.
     totals : PassTotals
     """
 
     label: str
-    segments: int = 0
+    done: int = 0
     value: Any = None
     totals: PassTotals = NOTHING
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextvars
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 from dask.utils import parse_bytes
@@ -18,6 +18,7 @@ from daskdml.engine.graphs import Graph, Group, group_rows, pass_graph, rounds_g
 from daskdml.engine.journal import Entry, Journal
 from daskdml.engine.memory import MemoryPlan, Needs, fit_plan
 from daskdml.engine.opened import NOTHING, Opened, PassTotals
+from daskdml.engine.pace import Pace, unit_of
 from daskdml.engine.place import global_client
 from daskdml.engine.runners import Inline, Runner, Threads, fit_name
 from daskdml.engine.share import share_of
@@ -27,7 +28,6 @@ from daskdml.io.states import digest
 from daskdml.kernels.targets import DataError, check_rows, explain
 
 GROUP_BYTES = 24_000_000  # rows that one task reads, where chunks are smaller
-SEGMENT_GROUPS = 256  # groups of one graph: what a lost worker can cost
 ROW_SCRATCH = 64  # bytes that a row's encoded target, weight, score and slope take at most
 
 
@@ -197,6 +197,7 @@ class Data(Opened):
         self.source = source
         self.groups = group_rows(source.chunk_bounds, source.row_nbytes, GROUP_BYTES)
         self.journal = Journal()
+        self._pace = Pace()
         self._where: dict[int, str] = {}
         self._recalled: set[int] = set()
         self.require(needs)
@@ -254,20 +255,22 @@ class Data(Opened):
         -------
         value, totals
         """
-        groups = self.groups if groups is None else groups
+        groups = sorted(self.groups if groups is None else groups, key=lambda g: g.index)
+        unit = unit_of(len(groups))
         done = self.journal.begin(label)
-        value, totals = done.value, done.totals
-        left = groups[done.segments * SEGMENT_GROUPS :]
-        for n, segment in enumerate(_batched(left, SEGMENT_GROUPS), done.segments + 1):
+        value, totals, at = done.value, done.totals, done.done
+        while left := groups[at:]:
+            n = self._pace.segment(label, len(left), len(self._slots()), unit)
+            segment, at = left[:n], at + n
             self._start(label, len(left), sum(g.rows for g in left))
             lanes, places = self._lanes(segment)
             read, self._recalled = self._read(parts), self._held(lanes, places)
             prefetch, held = self.plan.prefetch, self._recalled
-            graph = pass_graph(fit_name(label), read, lanes, fn, prefetch, held)
+            graph = pass_graph(fit_name(label), read, lanes, fn, prefetch, held, unit, value)
             (part,), spent = self._run(graph, places, label)
-            value = part.value if value is None else value + part.value
-            totals = totals + spent
-            self.journal.reached(Entry(label, n, value, totals))
+            self._pace.took(label, n, spent.seconds)
+            value, totals = part.value, totals + spent
+            self.journal.reached(Entry(label, at, value, totals))
         self.totals = self.totals + totals
         return value, totals
 
@@ -328,21 +331,24 @@ class Data(Opened):
         done = self.journal.begin(label)
         totals, states = done.totals, list(states if done.value is None else done.value)
         replicas = max(len(row) for row in schedule)
-        rounds = max(1, SEGMENT_GROUPS // replicas)
-        left = schedule[done.segments * rounds :]
-        visited = [g for row in left for g in row if g is not None]
-        for n, segment in enumerate(_batched(left, rounds), done.segments + 1):
-            self._start(label, len(visited), sum(g.rows for g in visited))
+        at = done.done
+        while left := schedule[at:]:
+            visited = [g for row in left for g in row if g is not None]
             slots = self._slots()
+            groups = self._pace.segment(label, len(left) * replicas, len(slots), replicas)
+            n = groups // replicas
+            segment, at = left[:n], at + n
+            self._start(label, len(visited), sum(g.rows for g in visited))
             places = [slots[k * len(slots) // replicas % len(slots)] for k in range(replicas)]
             read = self._read(parts)
             graph = rounds_graph(
                 fit_name(label), read, segment, states, local, merge, self.plan.prefetch
             )
             ended, spent = self._run(graph, places, label)
+            self._pace.took(label, groups, spent.seconds)
             states = ([*states, *(p.value for p in ended)])[-len(states) :]
             totals = totals + spent
-            self.journal.reached(Entry(label, n, states, totals))
+            self.journal.reached(Entry(label, at, states, totals))
         self.totals = self.totals + totals
         return states, totals
 
@@ -399,12 +405,6 @@ class Data(Opened):
         check = (error.check or check_rows) if in_rows else None
         found, _ = self.map_reduce(tasks.FindBad(check), "first-bad-row", earlier, parts)
         return found.error or error
-
-
-def _batched(items: Sequence[Any], n: int) -> Iterator[list[Any]]:
-    it = iter(items)
-    while batch := list(islice(it, n)):
-        yield batch
 
 
 def scan_groups(groups: Sequence[Group], row_nbytes: int) -> list[Group]:

@@ -26,7 +26,7 @@ from daskdml import (
     SGDClassifier,
     TruncatedSVD,
 )
-from daskdml.engine import lazy, runners
+from daskdml.engine import lazy, pace, runners
 from daskdml.engine.run import Inline
 from daskdml.io import convert_ratings, open_dataset, open_ratings, write_dataset
 from tests.engine.simulated_store import SimulatedStore, at_once
@@ -203,7 +203,7 @@ def small_blocks() -> Iterator[None]:
     """Each chunk is a task of its own, and a segment is a few of them."""
     with (
         mock.patch.object(daskdml.engine.run, "GROUP_BYTES", 1),
-        mock.patch.object(daskdml.engine.run, "SEGMENT_GROUPS", 4),
+        mock.patch.multiple(pace, UNIT=2, FIRST=2, MOST=4, AT_LEAST=1),
         mock.patch.object(lazy, "MIN_ROWS_BYTES", 1),
         warnings.catch_warnings(),
     ):

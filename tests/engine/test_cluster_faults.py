@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from distributed import Client, Status, WorkerPlugin, wait
 
-import daskdml.engine.run
+import daskdml.engine.pace
 import daskdml.engine.sweeps
 from daskdml import Engine, LogisticRegression
 from daskdml.engine.graphs import Graph, pass_graph
@@ -426,7 +426,8 @@ def ratings(tmp_path_factory):
 @pytest.mark.parametrize("name", ["newton", "sgd", "als"])
 def test_a_loss_repeats_one_segment(name, rows, ratings, monkeypatch, tmp_path, cluster):
     """What is executed twice after a worker died is of the one graph that it worked on."""
-    monkeypatch.setattr(daskdml.engine.run, "SEGMENT_GROUPS", 8)
+    for size, n in (("UNIT", 8), ("FIRST", 8), ("MOST", 8), ("AT_LEAST", 1)):
+        monkeypatch.setattr(daskdml.engine.pace, size, n)
     monkeypatch.setattr(daskdml.engine.sweeps, "LINEAGE_SECONDS", 0.0)
     with Engine(Inline()):
         expected = fit_model(name, rows, ratings)

@@ -16,7 +16,7 @@ from jupyter_client import KernelManager
 
 import daskdml as dml
 from daskdml import Engine
-from daskdml.engine import run
+from daskdml.engine import pace, run
 from daskdml.engine.checkpoint import Checkpoints
 from daskdml.engine.run import Inline
 from daskdml.events import BlockEnd, Message, PassEnd
@@ -82,7 +82,8 @@ def ratings(tmp_path_factory):
 def small_segments(monkeypatch):
     """One chunk is a group, and three groups are a segment."""
     monkeypatch.setattr(run, "GROUP_BYTES", 1)
-    monkeypatch.setattr(run, "SEGMENT_GROUPS", 3)
+    for size, n in (("UNIT", 3), ("FIRST", 3), ("MOST", 3), ("AT_LEAST", 1)):
+        monkeypatch.setattr(pace, size, n)
 
 
 def fit(model, data, heard, place=None, runner=None, every=0, **more):

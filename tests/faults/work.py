@@ -19,7 +19,7 @@ import numpy as np
 from distributed import Client
 
 import daskdml as dml
-from daskdml.engine import run
+from daskdml.engine import pace, run
 from daskdml.events import BlockEnd
 from daskdml.io import convert_ratings, open_dataset, open_ratings, write_dataset
 
@@ -107,7 +107,7 @@ def left_behind(client: Client) -> dict[str, object]:
 def main(work: str, folder: str, scheduler: str, rows: str, options: str, times: int) -> None:
     """Do the work on a cluster, and tell of it."""
     run.GROUP_BYTES = 1  # so that each chunk is a block
-    run.SEGMENT_GROUPS = 16
+    pace.FIRST = pace.MOST = 16  # groups of a segment
     n = 0
 
     def heard(event: object) -> None:
