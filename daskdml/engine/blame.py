@@ -10,6 +10,9 @@ from daskdml.engine import factor_tasks, tasks
 from daskdml.engine.factor_tasks import ReadTiles, Tile
 from daskdml.engine.graphs import Graph, Group
 
+_ENDS = ("killed by", "exited with")  # of a worker's process, as nannies tell them
+_FULL = "memory budget"
+
 
 def blame(graph: Graph, key: Any) -> str:
     """Which rows or ratings of which data set a task works on, or else its key.
@@ -25,6 +28,18 @@ def blame(graph: Graph, key: Any) -> str:
         if found is not None:
             return found
     return f"the task {key!r}"
+
+
+async def last_words(client: Any, nanny: str | None) -> str | None:
+    """What the nanny of a worker that died says of its end, or None where nobody knows."""
+    if not nanny:
+        return None
+    async with client.rpc(nanny) as asked:
+        logs = await asked.get_logs()  # newest first
+    said = [text.rpartition(" - ")[2].strip() for _, text in logs]
+    ends = [text for text in said if any(end in text for end in (*_ENDS, _FULL))]
+    # The nanny itself killed it where the line before is about its memory.
+    return next((text for text in ends[1:2] if _FULL in text), ends[0] if ends else None)
 
 
 def _loads(graph: Graph, key: Any) -> list[Any]:

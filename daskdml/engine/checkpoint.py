@@ -18,6 +18,7 @@ from typing import Any
 from dask.utils import parse_timedelta
 
 from daskdml.engine.survey import NUMERICAL
+from daskdml.io.durable import put_file
 from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.states import DamagedError, decode_state, digest, encode_state
 from daskdml.io.store import filesystem, is_local, resolve_url, retrying
@@ -73,9 +74,9 @@ class Checkpoints:
     def __init__(self, place: CheckpointPlace) -> None:
         self.place = place
         self._fs, self._path = _folder(place)
-        self._renames = is_local(place.url)
+        self._local = is_local(place.url)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="daskdml-checkpoint")
-        self._writing: Future[None] | None = None
+        self._writing: list[Future[None]] = []
         self._last = time.monotonic()
         self._fit: dict[str, Any] | None = None
         self._listed: list[dict[str, Any]] = []
@@ -161,33 +162,34 @@ class Checkpoints:
 
         `state` is called by the thread that writes. Tells whether it will be.
         """
-        if self._writing is not None and (self.place.every == 0 or self._writing.done()):
-            self._written()
-        due = now or time.monotonic() - self._last >= self.place.every
-        if not now and (self._writing is not None or not due):
+        if self.place.every == 0:
+            wait(self._writing)
+        self._note_written()
+        due = time.monotonic() - self._last >= self.place.every
+        if not now and (self._writing or not due):
             return False
         self._last = time.monotonic()
-        self._writing = self._thread.submit(self._write, state, dict(facts))
+        self._writing.append(self._thread.submit(self._write, state, dict(facts)))
         return True
 
     def close(self, patience: float | None = None) -> None:
         """Wait until what is being written is written, but not longer than so many seconds."""
         self._thread.shutdown(wait=False)
-        if self._writing is not None and wait([self._writing], patience).not_done:
-            _LEFT[self.place.url] = self._writing
+        wait(self._writing, patience)
+        self._note_written()
+        if self._writing:
+            _LEFT[self.place.url] = self._writing[-1]
             warnings.warn(
                 f"the last checkpoint is still being written at {self.place.url}; it will be whole "
                 "before this process ends, or the next fit there begins",
                 RuntimeWarning, stacklevel=3,
             )  # fmt: skip
-            return
-        self._written()
 
-    def _written(self) -> None:
+    def _note_written(self) -> None:
         """Warn where a checkpoint could not be written: no reason to lose the fit, too."""
-        done, self._writing = self._writing, None
-        error = None if done is None else done.exception()
-        if error is not None:
+        done = [each for each in self._writing if each.done()]
+        self._writing = [each for each in self._writing if each not in done]
+        for error in filter(None, [each.exception() for each in done]):
             warnings.warn(
                 f"a checkpoint could not be written at {self.place.url} ({error}); the fit goes "
                 "on without it, and the checkpoints before it stay",
@@ -217,8 +219,6 @@ class Checkpoints:
             inside = partial(self._fs.exists, f"{self._path}/zarr.json")
             if retrying(inside, f"looking at {url}"):
                 raise FileExistsError("there is a data set or an array")
-            if self._renames:
-                self._fs.makedirs(self._path, exist_ok=True)
             retrying(lambda: self._put(PROBE, b"0" * PROBE_NBYTES), f"writing {url}/{PROBE}")
             self._remove(PROBE)
         except (ConnectionError, TimeoutError):
@@ -239,20 +239,12 @@ class Checkpoints:
         return bytes(self._fs.cat_file(f"{self._path}/{name}"))
 
     def _put(self, name: str, data: bytes | bytearray) -> None:
-        """Put an object in one piece: object stores do so by themselves."""
-        target = f"{self._path}/{name}"
-        if self._renames:
-            new = f"{self._path}/.{name}.new"
-            self._fs.makedirs(self._path, exist_ok=True)  # it may have been removed meanwhile
-            try:
-                self._fs.pipe_file(new, data)
-                self._fs.mv(new, target)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    self._fs.rm_file(new)
-                raise
+        """Put an object in one piece, on the disk itself: object stores do so by themselves."""
+        if self._local:
+            os.makedirs(self._path, exist_ok=True)  # it may have been removed meanwhile
+            put_file(f"{self._path}/{name}", data)
         else:
-            self._fs.pipe_file(target, data)
+            self._fs.pipe_file(f"{self._path}/{name}", data)
 
     def _remove(self, name: str) -> None:
         target, what = f"{self._path}/{name}", f"removing {self.place.url}/{name}"
@@ -276,24 +268,25 @@ def _pointer(fs: Any, path: str, url: str) -> tuple[dict[str, Any], list[dict[st
         return None
     except IsADirectoryError:
         text = b""
+    unreadable = CheckpointError(
+        f"{name} is no list of checkpoints; name another URL, or remove it"
+    )
     try:
-        pointer = json.loads(bytes(text))
-        if type(pointer["format"]) is int and pointer["format"] > FORMAT:
-            raise CheckpointError(
-                f"{name} is of a newer daskdml: it has format {pointer['format']}, and this one "
-                f"knows {FORMAT}; use the newer one, or name another URL"
-            )
-        if pointer["format"] != FORMAT:
-            raise ValueError(f"format {pointer['format']!r}")
-        fit, listed = dict(pointer["fit"]), list(pointer["checkpoints"])
-        if not all(_is_entry(entry) for entry in listed):
-            raise ValueError("what no checkpoint has")
-    except CheckpointError:
-        raise
+        pointer = dict(json.loads(bytes(text)))
+        has = pointer["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise unreadable from error
+    if type(has) is int and has > FORMAT:
         raise CheckpointError(
-            f"{name} is no list of checkpoints; name another URL, or remove it"
-        ) from error
+            f"{name} is of a newer daskdml: it has format {has}, and this one knows {FORMAT}; use "
+            "the newer one, or name another URL"
+        )
+    try:
+        fit, listed = dict(pointer["fit"]), list(pointer["checkpoints"])
+        if has != FORMAT or not all(_is_entry(entry) for entry in listed):
+            raise ValueError("what no checkpoint has")
+    except (ValueError, KeyError, TypeError) as error:
+        raise unreadable from error
     return fit, listed
 
 

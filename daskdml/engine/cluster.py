@@ -16,10 +16,10 @@ from typing import Any
 
 import dask
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from dask.task_spec import DataNode, Task, TaskRef
+from dask.task_spec import DataNode
 
 from daskdml.engine import tasks
-from daskdml.engine.blame import blame
+from daskdml.engine.blame import blame, last_words
 from daskdml.engine.cache import PINNED
 from daskdml.engine.graphs import Graph, for_processes
 from daskdml.engine.ledger import Claim, Standing, enter, leave
@@ -33,6 +33,7 @@ from daskdml.kernels.apart import aligned
 
 ASK_AGAIN = 2.0  # seconds after which a fit asks anew what other fits there are
 ANSWERS = 3  # times that workers are asked to get ready, where all are lost meanwhile
+LAST_WORDS = 3.0  # seconds in which a nanny has to say why a worker died
 FORGET = 5.0  # seconds that a fit waits at its end for workers to drop its blocks
 
 
@@ -115,6 +116,7 @@ class Cluster:
         self._claimed: tuple[float, Claim | None] = 0.0, None
         self._mine: list[Fact] = []  # the workers that are used, and how many of their slots
         self._bound: set[str] = set()  # to which alone the tasks under way may go, if to some
+        self._planned = 0, 0, 0  # bytes that the fit needs and promises, and threads, of a worker
         limits = TimeLimits.configured()
         self._watch = Watch(client, share, limits, tell, checkpoint, self._bind_anew)
         self._watch.look(now=True)
@@ -140,10 +142,12 @@ class Cluster:
         return [Worker(fact.address, fact.threads, fact.limit) for fact in self._mine]
 
     def _allot(self) -> list[Fact]:
-        facts = self._watch.facts
+        facts, usable, most = self._watch.facts, self._watch.usable(), self._planned[2]
         total = sum(fact.threads for fact in facts if fact.running)
         own = {fact.address: fact.threads for fact in self._mine}
-        return self.share.allot(self._watch.usable(), total, self._standing.taken, own)
+        if most:
+            usable = [replace(fact, threads=min(fact.threads, most)) for fact in usable]
+        return self.share.allot(usable, total, self._standing.taken, own)
 
     @property
     def _addresses(self) -> list[str]:
@@ -155,6 +159,9 @@ class Cluster:
             self._token = token
             weakref.finalize(self, _leave, self.client, token).atexit = False
         slots = {fact.address: fact.threads for fact in self._mine or self._allot()}
+        if (need, limit) != self._planned[:2]:  # a plan, for the workers that are there
+            self._planned = need, limit, max(slots.values(), default=0)
+            self._watch.promised = limit
         claim = Claim(self.client.id, need, limit, slots)
         if self._claimed[1] != claim or time.monotonic() - self._claimed[0] > ASK_AGAIN:
             tell = self.client.run_on_scheduler(enter, token, claim, asynchronous=True)
@@ -183,17 +190,25 @@ class Cluster:
         for _ in range(ANSWERS):  # an adaptive cluster may end workers that get ready
             if sizes := self._ready(rehearse, shared):
                 return max(sizes)
-        return 0
+        raise RuntimeError(
+            f"{ANSWERS} times one after the other, all workers of the Dask cluster at "
+            f"{self._watch.address} were lost while they got ready; look for the cause in their "
+            "logs, or, where the cluster adapts, let it keep some (adapt(minimum=...))"
+        )
 
     def _ready(self, rehearse: Rehearse, shared: bool) -> list[int]:
         """Resident bytes of the workers that are there, those left out that are lost meanwhile."""
         # One worker of each machine goes first: the others find in the cache what it compiled.
         names = [w.name for w in self.workers()]
         first = list({name.rpartition(":")[0]: name for name in names}.values())
-        known = self._on_workers(make_ready, rehearse, shared, workers=first)
+
+        def get_ready(address: str) -> Coroutine[Any, Any, dict[str, Any]]:
+            return self._task(tasks.out_of_slot, make_ready, rehearse, shared, worker=address)
+
+        known = self._answers(get_ready, first)
         others = [name for name in names if name not in first]
         if others:
-            known |= self._on_workers(make_ready, rehearse, shared, workers=others)
+            known |= self._answers(get_ready, others)
         for address, found in known.items():
             if isinstance(found, Exception) and not isinstance(found, OSError):
                 found.add_note(f"This came of getting the worker {address} ready.")
@@ -211,6 +226,25 @@ class Cluster:
         run = partial(self.client.run, apart, function, *args, on_error="return", asynchronous=True)
         if workers is None:
             workers = [fact.address for fact in self._watch.facts]
+        return self._answers(lambda address: run(workers=[address]), workers, seconds)
+
+    async def _task(self, function: Callable[..., Any], *args: Any, worker: str) -> dict[str, Any]:
+        """The same by a task, for what takes a while: Dask sees that the worker is busy."""
+        future = self.client.submit(
+            function, *args, workers=[worker], key=fit_name("get-ready"),
+            priority=self.share.priority, pure=False,
+        )  # fmt: skip
+        try:
+            return {worker: await future._result()}
+        except Exception as error:
+            return {worker: error}
+        finally:
+            future.release()
+
+    def _answers(
+        self, ask: Callable[[str], Coroutine[Any, Any, dict[str, Any]]], workers: list[str],
+        seconds: float | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         asking: dict[str, asyncio.Task[Any]] = {}
 
         def look() -> None:
@@ -221,8 +255,7 @@ class Cluster:
                 if address not in there:  # Dask would try for half a minute to reach it
                     self.client.loop.add_callback(task.cancel)
 
-        answers = _answers(lambda address: run(workers=[address]), workers, asking)
-        return self._watch.wait(answers, seconds, look)
+        return self._watch.wait(_answers(ask, workers, asking), seconds, look)
 
     def run(self, graph: Graph, places: Sequence[str], told: Told) -> list[Any]:
         """Results of the wanted keys; the calling thread hears of finished blocks meanwhile.
@@ -245,10 +278,11 @@ class Cluster:
     ) -> list[Any]:
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
             keys = [*graph.wanted, *graph.kept]
-            sent = for_processes(graph)
-            layers = self._strict(sent, places) if self.share.strict else self._loose(sent, places)
+            sent = for_processes(graph, self._allotment())
+            strict = self.share.strict or self._watch.small
+            layers = self._strict(sent, places) if strict else self._loose(sent, places)
             # Of the moment at which places were given: who has died since is looked for.
-            self._bound = {*places, *self._addresses} if self.share.strict else set()
+            self._bound = {*places, *self._addresses} if strict else set()
             every = self.client.get(layers, keys, sync=False, priority=self.share.priority)
         futures, kept = every[: len(graph.wanted)], every[len(graph.wanted) :]
         finished = threading.Event()
@@ -275,7 +309,6 @@ class Cluster:
 
     def _strict(self, graph: Graph, places: Sequence[str]) -> HighLevelGraph:
         """The graph whose tasks may only run where, and as many at a time as, the fit may use."""
-        graph = self._allotted(graph) if self.share.max_share < 1 else graph
         anywhere = self._addresses
         layers: dict[str, MaterializedLayer] = {}
         for where, part in _parts(graph, places).items():
@@ -297,17 +330,12 @@ class Cluster:
             layers[where or "free"] = MaterializedLayer(part, annotations=bound)
         return HighLevelGraph(layers, {name: set(layers) - {name} for name in layers})
 
-    def _allotted(self, graph: Graph) -> Graph:
-        """The graph whose tasks wait for a permit of the fit's share before they begin."""
-        key = fit_name("share")
+    def _allotment(self) -> DataNode | None:
+        """How many tasks may run on each worker at once, where the fit has a share."""
+        if self.share.max_share == 1:
+            return None
         slots = {fact.address: fact.threads for fact in self._mine}
-        nodes: dict[Any, Any] = {key: DataNode(key, Allotment(self._token, slots))}
-        for k, node in graph.tasks.items():
-            if isinstance(node, Task):
-                args = (TaskRef(key), node.func, *node.args)
-                node = Task(k, tasks.allotted, *args, **node.kwargs)
-            nodes[k] = node
-        return replace(graph, tasks=nodes)
+        return DataNode(fit_name("share"), Allotment(self._token, slots))
 
     @contextmanager
     def _explained(self, graph: Graph | None = None) -> Iterator[None]:
@@ -318,10 +346,14 @@ class Cluster:
             yield
         except KilledWorker as error:
             what = "a task" if graph is None else blame(graph, error.task)
+            last, words = error.last_worker, None
+            with suppress(Exception):  # a nanny that cannot be asked, or is gone as well
+                words = self._watch.wait(last_words(self.client, last.nanny), LAST_WORDS)
+            why = "their logs say why they died, most often for want of memory"
             raise RuntimeError(
                 f"{what}: {error.allowed_failures + 1} workers died one after the other while they "
-                f"worked on it, the last of them {error.last_worker.address}, so it was given up; "
-                "their logs say why they died, most often for want of memory"
+                f"worked on it, the last of them {last.address}, so it was given up; "
+                f"{why if words is None else f'its nanny says: {words!r}'}"
             ) from error
         except Exception as error:
             if self._watch.lost and not isinstance(error, ConnectionError):

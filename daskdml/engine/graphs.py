@@ -49,17 +49,27 @@ class Graph:
     name: str = ""
 
 
-def for_processes(graph: Graph) -> Graph:
+def for_processes(graph: Graph, share: DataNode | None = None) -> Graph:
     """The graph whose tasks run in other processes, and mind how what they are given lies there.
 
     Sums alone do not: adding arrays is the same wherever they lie, and spares a copy of each.
+
+    Parameters
+    ----------
+    graph : Graph
+    share : DataNode or None
+        An `Allotment`, by which tasks wait until they may run.
     """
-    nodes = {
-        key: Task(key, tasks.received, node.func, *node.args, **node.kwargs)
-        if type(node) is Task and node.func is not tasks.combine
-        else node
-        for key, node in graph.tasks.items()
-    }
+    nodes: dict[Any, Any] = {} if share is None else {share.key: share}
+    for key, node in graph.tasks.items():
+        before: list[Any] = []
+        if share is not None and isinstance(node, Task):
+            before = [tasks.allotted, TaskRef(share.key)]
+        if type(node) is Task and node.func is not tasks.combine:
+            before.append(tasks.received)
+        if before:
+            node = Task(key, *before, node.func, *node.args, **node.kwargs)
+        nodes[key] = node
     return replace(graph, tasks=nodes)
 
 

@@ -10,6 +10,12 @@ FAN_IN = 16  # children of a node of the reduction tree
 _SLACK = 16 * 2**20  # interpreter, allocator and messages, beside what is counted
 _THREAD = 8 * 2**20  # stacks and arenas of a compute slot and of those who read for it
 LEFT_BEHIND = _SLACK + _THREAD  # of these two, what may stay in a process for the next fit
+_SHARE_OF_WORKER = 0.7  # of a Dask worker's limit: beyond it, Dask begins to spill and to pause
+
+
+def promisable(limit: int) -> int:
+    """Bytes that a fit may promise of a worker that Dask lets use `limit`."""
+    return int(_SHARE_OF_WORKER * limit)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import psutil
 
 from daskdml.engine import tasks
 from daskdml.engine.ledger import LEDGER, Standing
-from daskdml.engine.memory import MemoryPlan, Needs
+from daskdml.engine.memory import MemoryPlan, Needs, promisable
 from daskdml.events import BlockEnd, Message, PassEnd, PassStart
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from daskdml.engine.journal import Journal
     from daskdml.engine.run import Engine
 
-_SHARE_OF_WORKER = 0.7  # of a Dask worker's limit: beyond it, Dask begins to spill and to pause
 _SHARE_OF_MACHINE = 0.6  # of the available memory, where nobody promised anything
 
 
@@ -159,7 +158,7 @@ class Opened(ABC):
         limits = [w.limit for w in self.runner.workers() if w.limit]
         promise = self.engine.memory_limit
         if limits:
-            share = int(_SHARE_OF_WORKER * min(limits))
+            share = promisable(min(limits))
             promise = share if promise is None else min(promise, share)
         if promise is None:
             promise = int(_SHARE_OF_MACHINE * psutil.virtual_memory().available)

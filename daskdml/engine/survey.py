@@ -99,6 +99,30 @@ def build() -> dict[str, str]:
     return {"python": python, **versions, "CPU": get_host_cpu_name()}
 
 
+def check_build(address: str, ours: dict[str, str], theirs: Any) -> None:
+    """Raise RuntimeError if a worker computes with other versions than this process.
+
+    Examples
+    --------
+    >>> check_build("tcp://a:1", {"numpy": "2.4.6"}, {"numpy": "2.3.0"})
+    Traceback (most recent call last):
+    ...
+    RuntimeError: the worker tcp://a:1 has numpy 2.3.0, and this process has numpy 2.4.6: ...
+    """
+    if isinstance(theirs, BaseException):
+        raise RuntimeError(
+            f"the worker {address} cannot run daskdml ({type(theirs).__name__}: {theirs}); install "
+            "what this process has there, too"
+        ) from theirs
+    for name, version in ours.items():
+        if name != "CPU" and theirs.get(name) != version:
+            raise RuntimeError(
+                f"the worker {address} has {name} {theirs.get(name)}, and this process has {name} "
+                f"{version}: the result's bits would depend on who did what; install {name} "
+                f"{version} there, or leave the worker out (Engine(workers=...))"
+            )
+
+
 def terminal() -> tuple[str, int]:
     """What processes share that Ctrl-C in a terminal, or a notebook's stop button, reaches."""
     return socket.gethostname(), os.getpgrp() if hasattr(os, "getpgrp") else os.getpid()

@@ -111,25 +111,36 @@ class _OneBlasThread:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._keeper: ThreadPoolExecutor | None = None
+        self._controller: ThreadpoolController | None = None
         self._inside = 0
         self._limit: Any = None
 
     def __enter__(self) -> None:
         with self._lock:
-            self._inside += 1
-            if self._inside == 1:
+            if self._inside == 0:
                 if self._keeper is None:
                     self._keeper = ThreadPoolExecutor(1, thread_name_prefix="daskdml-blas")
-                    self._controller = self._keeper.submit(ThreadpoolController).result()
-                limit = self._controller.limit
-                self._limit = self._keeper.submit(limit, limits=1, user_api="blas").result()
+                try:
+                    self._keeper.submit(self._hold).result()
+                except BaseException:  # Ctrl-C: nobody will leave what was not entered
+                    self._keeper.submit(self._give_back)
+                    raise
+            self._inside += 1
 
     def __exit__(self, *exc: object) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
                 assert self._keeper is not None
-                self._keeper.submit(self._limit.restore_original_limits).result()
+                self._keeper.submit(self._give_back).result()
+
+    def _hold(self) -> None:
+        if self._controller is None:
+            self._controller = ThreadpoolController()
+        self._limit = self._controller.limit(limits=1, user_api="blas")
+
+    def _give_back(self) -> None:
+        self._limit.restore_original_limits()
 
 
 ONE_BLAS_THREAD = _OneBlasThread()
@@ -195,6 +206,12 @@ def compute(fn: Callable[[Block], Any], loaded: Loaded) -> Part:
     record = replace(loaded.record, began=began, ended=time.time(), compute=seconds)
     tell(record)
     return Part(value, (record,))
+
+
+def out_of_slot(fn: Callable[..., Any], *args: Any) -> Any:
+    """``fn(*args)``, while the worker's slot is given to others."""
+    leave_slot()
+    return fn(*args)
 
 
 def allotted(allotment: Allotment, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

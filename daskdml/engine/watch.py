@@ -15,8 +15,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from daskdml.engine.limits import TimeLimits
+from daskdml.engine.memory import promisable
 from daskdml.engine.share import Share
-from daskdml.engine.survey import Fact, build, facts_of, greet, terminal
+from daskdml.engine.survey import Fact, build, check_build, facts_of, greet, terminal
+from daskdml.units import bytes_text
 
 TICK = 0.25  # seconds between two checks of whether the scheduler is there
 SAY_EVERY = 10.0  # seconds between two messages about the same wait
@@ -64,7 +66,8 @@ class Watch:
         self._heard: dict[str, tuple[float, float]] = {}  # when it was seen; and by this clock
         self._vetted: dict[str, str] = {}  # those that were asked what they compute with
         self._full: dict[str, float] = {}  # workers that take no tasks, and since when
-        self._full_told: set[str] = set()
+        self._told_of: set[str] = set()  # workers that are left out, and why: as people were told
+        self.promised = 0  # bytes of a worker, once there is a plan
         self.given_up = False
         self._cpus: set[str] = set()
         self._none_since: float | None = None
@@ -182,7 +185,7 @@ class Watch:
         slow = took > max(1.0, interval) or (self._looked > 0 and since > 2 * interval + 1.0)
         for fact in self._silent(slow):
             self._remove(fact)
-        self._note_full()
+        self._note_left_out()
         self._vet()
         self._looked = time.monotonic()
 
@@ -227,18 +230,34 @@ class Watch:
         self.ask(answer)
         self.facts = [other for other in self.facts if other.address != fact.address]
 
-    def _note_full(self) -> None:
-        """Remember since when workers take no tasks: mostly, Dask has paused a full one."""
+    def _note_left_out(self) -> None:
+        """Remember since when workers take no tasks: mostly, Dask has paused a full one.
+
+        Tell of these, and of others that are left out, once.
+        """
         now = time.monotonic()
         idle = [fact for fact in self.facts if not fact.running and self.share.names(fact)]
         self._full = {fact.address: self._full.get(fact.address, now) for fact in idle}
-        full = self.full()
-        for address in sorted(full - self._full_told):
-            self.tell(
-                f"The worker {address} has begun no task for {self.limits.worker_silence:g} s: it "
-                "is paused, most often because its memory is full; others do its work."
-            )
-        self._full_told = full
+        told = {
+            f"The worker {address} has begun no task for {self.limits.worker_silence:g} s: it is "
+            "paused, most often because its memory is full; others do its work."
+            for address in self.full()
+        } | {
+            f"The worker {address} may use {bytes_text(nbytes)}, and this fit is planned for "
+            f"{bytes_text(self.promised)} per worker; it is left out."
+            for address, nbytes in self.small.items()
+        }
+        for text in sorted(told - self._told_of):
+            self.tell(text)
+        self._told_of = told
+
+    @property
+    def small(self) -> dict[str, int]:
+        """Workers that have less memory than the fit is planned for, and what they may use."""
+        may = {
+            f.address: promisable(f.limit) for f in self.facts if f.limit and self.share.names(f)
+        }
+        return {address: nbytes for address, nbytes in may.items() if nbytes < self.promised}
 
     def full(self) -> set[str]:
         """Workers that have taken no tasks for too long."""
@@ -279,7 +298,9 @@ class Watch:
 
     def usable(self) -> list[Fact]:
         """The workers that tasks may be given now: those that compute as this process does."""
-        return [fact for fact in self.share.usable(self.facts) if self._known(fact)]
+        small = self.small
+        usable = self.share.usable(self.facts)
+        return [fact for fact in usable if self._known(fact) and fact.address not in small]
 
     def _known(self, fact: Fact) -> bool:
         """Whether this very worker was asked; another one may have come at its address."""
@@ -334,6 +355,13 @@ class Watch:
                 f"{' ' * bool(asks)}{asks}, and min_workers={least} were not there {waited}; start "
                 "more (cluster.scale(...)), or ask for fewer"
             )
+        if small := self.small:
+            return (
+                f"all workers of the Dask cluster at {scheduler}{' ' * bool(asks)}{asks} have less "
+                f"memory ({bytes_text(max(small.values()))}) than the {bytes_text(self.promised)} "
+                f"per worker that this fit is planned for, and none with more came {waited}; start "
+                "larger ones, or call fit again, with a lower memory_limit"
+            )
         if self._full:
             return (
                 f"all workers of the Dask cluster at {scheduler}{' ' * bool(asks)}{asks} are "
@@ -381,27 +409,3 @@ class Watch:
         return self.client.submit(
             bool, pure=False, resources=resources, priority=self.share.priority
         )
-
-
-def check_build(address: str, ours: dict[str, str], theirs: Any) -> None:
-    """Raise RuntimeError if a worker computes with other versions than this process.
-
-    Examples
-    --------
-    >>> check_build("tcp://a:1", {"numpy": "2.4.6"}, {"numpy": "2.3.0"})
-    Traceback (most recent call last):
-    ...
-    RuntimeError: the worker tcp://a:1 has numpy 2.3.0, and this process has numpy 2.4.6: ...
-    """
-    if isinstance(theirs, BaseException):
-        raise RuntimeError(
-            f"the worker {address} cannot run daskdml ({type(theirs).__name__}: {theirs}); install "
-            "what this process has there, too"
-        ) from theirs
-    for name, version in ours.items():
-        if name != "CPU" and theirs.get(name) != version:
-            raise RuntimeError(
-                f"the worker {address} has {name} {theirs.get(name)}, and this process has {name} "
-                f"{version}: the result's bits would depend on who did what; install {name} "
-                f"{version} there, or leave the worker out (Engine(workers=...))"
-            )

@@ -29,6 +29,7 @@ from zarr.storage import LocalStore
 
 from daskdml import __version__
 from daskdml.io.chunks import ChunkError, ChunkReader
+from daskdml.io.durable import put_file
 from daskdml.io.states import digest
 from daskdml.io.store import array_name, retrying
 
@@ -215,9 +216,7 @@ class LocalLeftover:
             if not self.resumed:
                 self._clear()
             record = {"format": 1, "run": run, "token": self.token, "boot": boot(), **_self()}
-            new = folder / f"{RECORD}.new"
-            new.write_text(json.dumps(record, indent=1))
-            new.replace(folder / RECORD)
+            put_file(folder / RECORD, json.dumps(record, indent=1).encode())
         except BaseException:
             self.release()
             raise

@@ -186,8 +186,9 @@ class _LocalStaging(_Staging):
         folder = unfinished_folder(self._target)
         self._left = left = self._allowed(lambda: LocalLeftover(folder, run, url))
         self._tmp = folder / left.token
-        self._old = self._target.with_name(f".{self._target.name}.old-{left.token}")
+        self._old = self._target.with_name(f".{self._target.name}.old")
         try:
+            self._restore()
             self._tmp.mkdir(exist_ok=True)
             for path in self._tmp.rglob("*.partial"):  # objects whose writer was killed
                 path.unlink()
@@ -200,6 +201,20 @@ class _LocalStaging(_Staging):
     @property
     def scratch(self) -> Path:
         return self._tmp.parent / "scratch"
+
+    def _restore(self) -> None:
+        """Put back what a writer that was killed while it replaced it had moved aside."""
+        if not self._old.exists():
+            return
+        if os.path.lexists(self._target):
+            shutil.rmtree(self._old)  # it was killed just after that
+            return
+        self._old.rename(self._target)
+        try:
+            self._check()
+        except BaseException:
+            self._remove_all()
+            raise
 
     def _check(self) -> None:
         occupied = os.path.lexists(self._target)

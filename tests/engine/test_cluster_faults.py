@@ -13,7 +13,7 @@ from collections import Counter
 import dask
 import numpy as np
 import pytest
-from distributed import Client, Status, WorkerPlugin, wait
+from distributed import Client, LocalCluster, Status, WorkerPlugin, wait
 
 import daskdml.engine.pace
 import daskdml.engine.sweeps
@@ -281,6 +281,35 @@ def test_a_task_that_always_crashes():
             match = r"rows 20:30 of made: 2 workers died .* worked on it"
             with pytest.raises(RuntimeError, match=match):
                 data.map_reduce(Crash(), "crash")
+
+
+class Hoard(Crash):
+    """Block -> its sum; the process takes more memory than it may where row 20 is in it."""
+
+    def __call__(self, block):
+        """Sum of a block's rows."""
+        if block.start <= 20 < block.start + block.n_rows:
+            hoard = [np.ones(10**7) for _ in range(10)]  # of 500 MB, 800
+            time.sleep(20)
+            return len(hoard)
+        return total(block)
+
+
+@pytest.mark.parametrize("crash, why", [(Crash, "killed by signal 9"), (Hoard, "memory budget")])
+def test_the_cause_of_a_crash_is_told(crash, why):
+    """A nanny that has seen its worker die is asked for the cause."""
+    settings = {"distributed.scheduler.allowed-failures": 0}
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address=None, memory_limit="500MB",
+            silence_logs=False,
+        ) as nursed,
+        Client(nursed, set_as_default=False) as client,
+        Engine(client).open(Made(40, 10, n_features=1000), Needs()) as data,
+        pytest.raises(RuntimeError, match=rf"rows 20:30 of made: 1 workers .* says: .*{why}"),
+    ):  # fmt: skip
+        data.map_reduce(crash(), "crash")
 
 
 def set_version(version):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,7 +19,9 @@ from distributed import Client, LocalCluster, Security
 from distributed.core import Status
 
 import daskdml.engine.run
+import daskdml.engine.watch as watch_module
 from daskdml import Engine, LogisticRegression
+from daskdml.engine import pace
 from daskdml.engine.cache import PINNED
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Inline, Threads
@@ -290,6 +293,7 @@ def test_two_fits_at_once_in_threads(cluster, urls, alone):
 CLIENT = """
 import sys
 import daskdml.engine.run
+import daskdml.engine.watch as watch_module
 from distributed import Client
 from tests.engine.test_neighbour import fitted
 
@@ -358,16 +362,22 @@ def shelf(token):
     return PINNED._shelves[token].used if token in PINNED._shelves else 0
 
 
-@pytest.mark.cluster
-def test_an_adaptive_cluster(urls, alone):
-    """Workers that come when there is work are used; a fit may begin before there is any."""
+@contextlib.contextmanager
+def adaptive():
+    """A cluster without workers that may adapt, its client, and fits that wait for workers."""
+    options = {"threads_per_worker": 1, "dashboard_address": None, "memory_limit": "1GB"}
     with (
-        LocalCluster(
-            n_workers=0, threads_per_worker=1, dashboard_address=None, memory_limit="1GB"
-        ) as cluster,
+        LocalCluster(n_workers=0, **options) as cluster,
         Client(cluster, set_as_default=False) as client,
         dask.config.set({"daskdml.wait-for-workers": "60s"}),
     ):
+        yield cluster, client
+
+
+@pytest.mark.cluster
+def test_an_adaptive_cluster(urls, alone):
+    """Workers that come when there is work are used; a fit may begin before there is any."""
+    with adaptive() as (cluster, client):
         cluster.adapt(minimum=0, maximum=2, interval="200ms", wait_count=2, target_duration="100ms")
         events = []
         assert fitted(urls[0], client, [events.append])[:2] == alone[0]
@@ -377,13 +387,7 @@ def test_an_adaptive_cluster(urls, alone):
 @pytest.mark.cluster
 def test_an_adaptive_cluster_that_shrinks(urls, alone):
     """One that adapts from a minimum has so many workers; one that it ends in mid-fit is let go."""
-    with (
-        LocalCluster(
-            n_workers=0, threads_per_worker=1, dashboard_address=None, memory_limit="1GB"
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-        dask.config.set({"daskdml.wait-for-workers": "60s"}),
-    ):
+    with adaptive() as (cluster, client):
         cluster.adapt(minimum=2, maximum=3, interval="200ms", wait_count=2)
         seen = []
 
@@ -418,6 +422,43 @@ def test_workers_come_and_go_within_a_share(urls, alone):
         assert fitted(urls[0], client, [kill], max_share=0.34)[:2] == alone[0]
     after = [e.worker for e in events if isinstance(e, BlockEnd)]
     assert lost and after[-1] != lost[0]
+
+
+@pytest.mark.cluster
+def test_a_later_worker_has_what_was_planned(monkeypatch):
+    """One with less memory than a fit is planned for is left out; of more threads, so many."""
+    monkeypatch.setattr(pace, "FIRST", 4)
+    monkeypatch.setattr(pace, "MOST", 4)
+    monkeypatch.setattr(pace, "UNIT", 4)
+    monkeypatch.setattr(watch_module, "TICK", 0.05)
+    events, came = [], []
+    with Processes(1) as few, Client(few.address, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=60)
+        (first,) = client.run(os.getpid)
+
+        def join(event):
+            events.append(event)
+            if isinstance(event, BlockEnd) and not came:
+                few.worker(memory_limit=4 * 10**8, name="small")
+                few.worker(memory_limit=2 * 10**9, nthreads=4, name="large")
+                client.wait_for_workers(3, timeout=60)
+                found = client.scheduler_info(n_workers=-1)["workers"]
+                came.append({about["name"]: address for address, about in found.items()})
+
+        source = Made(60, 1, seconds=0.3)
+        with Engine(client, callbacks=[join]).open(source, Needs()) as data:
+            value, _ = data.map_reduce(total, "sum")
+            assert value == 60 * 59
+            small, large = came[0]["small"], came[0]["large"]
+            slots = {w.name: w.threads for w in data.runner.workers()}
+            assert slots == {first: 1, large: 1}
+            told = [e.text for e in events if isinstance(e, Message) and small in e.text]
+            assert any(text.startswith("The worker") and "left out" in text for text in told)
+            where = [e.worker for e in events if isinstance(e, BlockEnd)]
+            assert small not in where[-20:] and large in where[-20:]
+            client.retire_workers([first, large])
+            with pytest.raises(TimeoutError, match=r"less memory \(280 MB\) than the 700 MB per"):
+                data.map_reduce(total, "again")
 
 
 @pytest.mark.cluster

@@ -377,3 +377,41 @@ def test_a_process_of_an_older_version_is_known():
     """A record without a start in ticks is compared by the clock."""
     record = {**journal._self(), "owner": "somebody", "born": None}
     assert journal._runs(record) and not journal._runs(record | {"started": 1.0})
+
+
+REPLACE = """
+import os, pathlib, signal, sys
+sys.path.insert(0, "")
+from tests.io.test_restart import LABELS, X, write_dataset
+
+rename, left = pathlib.Path.rename, int(sys.argv[2])
+
+def renamed(path, target):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    return rename(path, target)
+
+pathlib.Path.rename = renamed
+write_dataset(sys.argv[1], X, LABELS, chunks=3000, overwrite=True)
+"""
+
+
+@pytest.mark.parametrize("again", ["the same", "another", "another that may not"])
+def test_a_writer_killed_while_it_replaces(again, tmp_path):
+    """Between its two renames nothing is there; the next write puts the old one back first."""
+    url, old = tmp_path / "a.zarr", tmp_path / ".a.zarr.old"
+    write_dataset(url, X[:50], chunks=10)
+    assert start(REPLACE, url, 1).wait(60) == -signal.SIGKILL
+    assert old.exists() and not url.exists()
+    if again == "another that may not":
+        with pytest.raises(FileExistsError):
+            write_dataset(url, X[:20], chunks=10)
+        assert len(open_dataset(url)) == 50
+    elif again == "another":
+        assert len(write_dataset(url, X[:20], chunks=10, overwrite=True)) == 20
+    else:
+        ds = write_dataset(url, X, LABELS, chunks=3000, overwrite=True)
+        assert len(ds) == len(open_dataset(url)) == len(X)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
