@@ -184,7 +184,7 @@ def overlapping(work: Workload, folder: Path, runs: int) -> list[Row]:
 
 
 def checkpoints(work: Workload, folder: Path, runs: int) -> list[Row]:
-    """Twenty epochs of SGD and twelve sweeps of ALS that keep checkpoints, and do not."""
+    """Epochs of SGD and sweeps of ALS that keep checkpoints, and do not; the long ones once."""
     from benchmarks.ratings_data import W4
     from daskdml.io import convert_ratings
 
@@ -193,18 +193,22 @@ def checkpoints(work: Workload, folder: Path, runs: int) -> list[Row]:
         drawn = W4.generate()
         convert_ratings((drawn.user, drawn.item, drawn.rating), ratings)
     rows: list[Row] = []
-    for name, path in (("sgd", work.write(folder)), ("als", ratings)):
-        found = run_case("daskdml_checkpointed", path=path, work=name, runs=runs)
-        del found["peak"]
-        plain = 0.0
-        for case, result in found.items():
-            times = spread_of(result["seconds"][1:])  # the first ones warm up
-            told, plain = "no checkpoints", plain or times["seconds"]
-            if "written" in result:
-                kept = f"{result['written']} of {result['nbytes'] / 1e6:.2f} MB"
-                again = f"once more: {np.median(result['again']):.2f} s"
-                told = f"{case}: {kept}, {times['seconds'] / plain - 1:+.1%}; {again}"
-            _add(rows, f"{name}, {told}", times)
+    cases = [(every, name) for every in ("1s", "60s") for name in ("sgd", "als")]
+    for every, name in cases:
+        path, times = work.write(folder) if name == "sgd" else ratings, max(runs // 3, 1)
+        found = run_case(
+            "daskdml_checkpointed", path=path, work=name, every=every,
+            runs=runs if every == "1s" else times,
+        )  # fmt: skip
+        plain = spread_of(found["nowhere"]["seconds"])
+        _add(rows, f"{name}, no checkpoints", plain)
+        for where in ("disk", "s3"):
+            result = found[where]
+            spread = spread_of(result["seconds"])
+            kept = f"{result['written']} of {result['nbytes'] / 1e6:.2f} MB"
+            again = f"once more: {np.median(result['again']):.2f} s"
+            more = f"{spread['seconds'] / plain['seconds'] - 1:+.1%}"
+            _add(rows, f"{name}, {every} on {where}: {kept}, {more}; {again}", spread)
     return rows
 
 
