@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from multiprocessing import forkserver
 from typing import Any
@@ -14,6 +15,17 @@ import pytest
 
 from tests.servers.hdfs import HdfsServer, Missing, hdfs
 from tests.servers.s3 import S3Server, s3
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """No test leaves this process in a state in which Ctrl-C does something else than before."""
+    before = signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    after = signal.getsignal(signal.SIGINT), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    signal.signal(signal.SIGINT, before[0])
+    signal.pthread_sigmask(signal.SIG_SETMASK, before[1])
+    assert after == before
 
 
 @pytest.fixture(scope="session")
