@@ -68,6 +68,17 @@ class Slots:
                 self._fits.remove(n)
 
     @contextmanager
+    def fit_here(self) -> Iterator[None]:
+        """Let a fit compute on this thread alone."""
+        before = getattr(self._of_thread, "own", None)
+        with self.fit(1) as join:
+            join()
+            try:
+                yield
+            finally:
+                self._of_thread.own = before
+
+    @contextmanager
     def permit(self) -> Iterator[None]:
         """Wait for permits of the thread's fit and of the process; without a fit none is needed."""
         own = getattr(self._of_thread, "own", None)

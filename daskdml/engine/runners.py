@@ -31,6 +31,8 @@ from daskdml.engine.place import THREAD_SLOTS
 from daskdml.io import buffers
 from daskdml.kernels.block import Block
 
+ONE_BLOCK = 3  # tasks of a lane that read one block, compute on it and merge what came out
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -228,6 +230,9 @@ class Threads(Inline):
         return [Worker("", self.n, 0)]
 
     def _get(self, graph: Graph, callbacks: Callbacks) -> Any:
+        if len(graph.lane_of) <= ONE_BLOCK and len(set(graph.lane_of.values())) == 1:
+            with THREAD_SLOTS.fit_here():  # threads would wait for each other, and start for it
+                return super()._get(graph, callbacks)
         with (
             THREAD_SLOTS.fit(self.n) as join,
             ThreadPoolExecutor(3 * self.n, thread_name_prefix="daskdml", initializer=join) as pool,

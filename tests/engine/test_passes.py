@@ -325,3 +325,21 @@ def test_workers_are_known_however_the_client_refreshes(two_workers, monkeypatch
     assert not two_workers.scheduler_info(n_workers=-1)["workers"]
     with Engine(two_workers).open(Made(10, 5), Needs()) as data:
         assert len(data.runner.workers()) == 2
+
+
+def test_one_block_needs_no_threads():
+    """What cannot run side by side runs on the calling thread; others still take its slot."""
+    names = []
+
+    def name(block):
+        names.append(threading.current_thread())
+        return total(block)
+
+    with Engine(Threads(2)).open(Made(10, 10), Needs()) as data:
+        data.map_reduce(name, "one")
+        assert names == [threading.current_thread()]
+    names.clear()
+    with Engine(Threads(2)).open(Made(20, 10, n_features=400_000), Needs()) as data:
+        assert len(data.groups) == 2
+        data.map_reduce(name, "two")
+        assert threading.current_thread() not in names
