@@ -250,7 +250,7 @@ class Cluster:
         def look() -> None:
             if seconds is None:
                 self._watch.mind()
-            there = {fact.address for fact in self._watch.facts}
+            there = {fact.address for fact in self._watch.facts} - self._watch.full()
             for address, task in tuple(asking.items()):
                 if address not in there:  # Dask would try for half a minute to reach it
                     self.client.loop.add_callback(task.cancel)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 import signal
 import threading
 import time
@@ -22,7 +23,7 @@ from daskdml.engine.graphs import Graph, pass_graph
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Data, Inline
 from daskdml.engine.tasks import Read
-from daskdml.events import BlockEnd, Message
+from daskdml.events import BlockEnd, Message, PassEnd
 from daskdml.io import write_dataset
 from tests.engine.processes import Processes, Proxy, closed_port, freeze
 from tests.engine.sources import Made, total
@@ -497,6 +498,40 @@ def test_a_full_disk_under_a_worker(rows, expected):
         client.wait_for_workers(2, timeout=60)
         assert set(client.run(try_to_write).values()) == {errno.EFBIG}
         assert fitted(rows, client) == expected
+
+
+def test_a_full_disk_where_dask_spills(rows, expected):
+    """What Dask would spill of a neighbour's stays in memory where it cannot; the same bits."""
+
+    def fill_up():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    def what_is_held(dask_worker=None):
+        return dask_worker.data.fast.total_weight, len(dask_worker.data.disk)
+
+    def neighbour(event):
+        passes.extend([event] * isinstance(event, PassEnd))
+        if len(passes) == 3 and not theirs:  # the fit is planned, and has begun
+            theirs.extend(client.submit(np.full, 2 * 10**7, k, pure=False) for k in range(3))
+            with client.as_current():
+                wait(theirs, timeout=60)  # 480 MB, of which Dask would keep 360
+
+    before = "import dask; dask.config.set({'distributed.worker.memory.pause': False})\n"
+    theirs, passes = [], []
+    with Processes() as cluster, Client(cluster.address, set_as_default=False) as client:
+        cluster.worker(before=before, memory_limit=6 * 10**8)
+        client.wait_for_workers(1, timeout=60)
+        client.run(signal_main, fill_up)
+        assert fitted(rows, client, [neighbour]) == expected
+        assert len(passes) > 3 and theirs[2].result(30).sum() == 4 * 10**7
+        (held,) = client.run(what_is_held).values()
+        assert held[0] > 0.6 * 6 * 10**8 and held[1] == 0  # more than Dask keeps, none on disk
+
+
+async def signal_main(function):
+    """Call a function in the worker's main thread, where its loop runs."""
+    function()
 
 
 def test_a_worker_that_has_died_is_not_waited_for(cluster):
