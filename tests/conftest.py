@@ -17,6 +17,11 @@ from tests.servers.hdfs import HdfsServer, Missing, hdfs
 from tests.servers.s3 import S3Server, s3
 
 
+def pytest_configure() -> None:
+    """Have Ctrl-C interrupt tests: a shell that runs them in the background has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def ctrl_c() -> Iterator[None]:
     """No test leaves this process in a state in which Ctrl-C does something else than before."""
