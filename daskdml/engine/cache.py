@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +83,13 @@ class BlockCache:
             for shelf in self._shelves.values():
                 while shelf.used > nbytes:
                     shelf.used -= shelf.blocks.popitem()[1][1]
+
+    def drop_others(self, living: Collection[str]) -> None:
+        """Forget the blocks of all fits but these: their clients died, and told nobody."""
+        with self._lock:
+            dead = [token for token in self._shelves if token not in living]
+        for token in dead:
+            self.drop(token)
 
     def drop(self, token: str) -> None:
         """Forget a fit's blocks, and take no more of them: a task may still be reading one."""

@@ -203,7 +203,8 @@ class Cluster:
         first = list({name.rpartition(":")[0]: name for name in names}.values())
 
         def get_ready(address: str) -> Coroutine[Any, Any, dict[str, Any]]:
-            return self._task(tasks.out_of_slot, make_ready, rehearse, shared, worker=address)
+            ready = make_ready, rehearse, shared, self._standing.living
+            return self._task(tasks.out_of_slot, *ready, worker=address)
 
         known = self._answers(get_ready, first)
         others = [name for name in names if name not in first]

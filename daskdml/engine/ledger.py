@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _LEDGER = "_daskdml_ledger"  # attribute of a scheduler
@@ -51,12 +51,15 @@ class Standing:
         How many there are, this one included.
     taken : mapping of str to int
         Compute slots that the others have on each worker.
+    living : frozenset of str
+        Tokens of all fits there are, also on other processes.
     """
 
     needs: int
     limit: int
     fits: int
     taken: Mapping[str, int]
+    living: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 class Ledger:
@@ -83,6 +86,7 @@ class Ledger:
         with self._lock:
             self._claims = {t: c for t, c in self._claims.items() if c.owner in alive}
             self._claims[token] = claim
+            living = frozenset(self._claims)
             others = [c for t, c in self._claims.items() if t != token and c.need]
         others = [c for c in others if set(c.slots) & set(claim.slots)]
         needs: dict[str, int] = dict.fromkeys(claim.slots, 0)
@@ -93,7 +97,7 @@ class Ledger:
                 taken[address] = taken.get(address, 0) + slots
         most = max((needs[address] for address in claim.slots), default=0)
         limit = min((other.limit for other in others), default=0)
-        return Standing(most, limit, 1 + len(others), taken)
+        return Standing(most, limit, 1 + len(others), taken, living)
 
     def leave(self, token: str) -> None:
         """Forget a fit's claim."""

@@ -10,7 +10,7 @@ import gc
 import multiprocessing
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -131,8 +131,15 @@ def _resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def make_ready(rehearse: Rehearse = None, shared: bool = False) -> int:
-    """Load all that tasks need, and rehearse; gives the resident bytes of this process then."""
+def make_ready(
+    rehearse: Rehearse = None, shared: bool = False, living: Collection[str] = ()
+) -> int:
+    """Load all that tasks need, and rehearse; gives the resident bytes of this process then.
+
+    Blocks that fits have left behind which are not among the `living`, if some are named, go away.
+    """
+    if living:
+        PINNED.drop_others(living)
     if multiprocessing.parent_process() is not None:  # a worker, which its nanny ends
         # The last collection of garbage takes most of a second with all that LLVM and SciPy hold,
         # and a nanny that waits too long kills.

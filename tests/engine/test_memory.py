@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -161,6 +162,48 @@ def test_two_fits_at_once_keep_one_promise(tmp_path):
     for model, same in zip(both, alone, strict=True):
         assert model.coef_.tobytes() == same.coef_.tobytes()
         assert max(model.peak_memory_.values()) <= limit
+
+
+KILLED = """
+import os, signal, sys
+from dask.distributed import Client
+from daskdml import Engine, LogisticRegression
+from daskdml.events import PassEnd
+
+passes = []
+
+def heard(event):
+    if isinstance(event, PassEnd) and event.label.endswith("-newton"):  # over all rows
+        passes.append(event)
+    if len(passes) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with Engine(Client(sys.argv[1]), memory_limit=int(sys.argv[3]), callbacks=[heard]):
+    LogisticRegression(tol=1e-12).fit(sys.argv[2])
+"""
+
+
+@pytest.mark.cluster
+def test_blocks_of_a_killed_client_make_room(tmp_path):
+    """Its process told nobody that the fit was over: the next one finds memory free."""
+
+    def kept():
+        from daskdml.engine.cache import PINNED
+
+        return sum(shelf.used for shelf in PINNED._shelves.values())
+
+    X = np.random.default_rng(0).standard_normal((600_000, 100), dtype=np.float32)
+    name, limit = tmp_path / "a.zarr", 500_000_000
+    url = str(write_dataset(name, X, (X[:, 0] > 0).astype(int), chunks=10_000).url)
+    with workers(2) as client:
+        command = [sys.executable, "-c", KILLED, client.scheduler.address, url, str(limit)]
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        assert sum(client.run(kept).values()) > 80_000_000
+        with Engine(client, memory_limit=limit):
+            model = LogisticRegression(tol=1e-6).fit(url)
+        assert max(client.run(kept).values()) == 0
+        assert max(model.peak_memory_.values()) <= limit
+        assert model.plan_.pinned > 80_000_000
 
 
 COLD = """
