@@ -308,7 +308,8 @@ def test_the_cause_of_a_crash_is_told(crash, why):
         ) as nursed,
         Client(nursed, set_as_default=False) as client,
         Engine(client).open(Made(40, 10, n_features=1000), Needs()) as data,
-        pytest.raises(RuntimeError, match=rf"rows 20:30 of made: 1 workers .* says: .*{why}"),
+        # Dask suspects what the worker was to do next as well.
+        pytest.raises(RuntimeError, match=rf"rows [23]0:[34]0 of made: 1 workers .* says: .*{why}"),
     ):  # fmt: skip
         data.map_reduce(crash(), "crash")
 
