@@ -351,7 +351,7 @@ class RemoteLeftover:
         self._end()
         with contextlib.suppress(FileNotFoundError):
             remove = partial(self._fs.rm, self._folder, recursive=True)
-            retrying(remove, f"removing {self._folder}")
+            retrying(remove, f"removing {self._url}: {self._folder}")
 
     def _end(self) -> None:
         self._stop.set()

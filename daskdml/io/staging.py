@@ -271,7 +271,7 @@ class _RemoteStaging(_Staging):
     ) -> None:
         self._fs, self._path = filesystem(url, storage_options)
         self._has_folders = split_protocol(url)[0] in _FOLDERS
-        self._run = run
+        self._url, self._run = url, run
         self.store: Store = open_store(url, storage_options, read_only=False)
         old = self._names()
         root = self._root() if "zarr.json" in old else {}
@@ -280,7 +280,6 @@ class _RemoteStaging(_Staging):
         is_zarr = bool(old & {"zarr.json", ".zgroup"})
         _check_target(url, bool(self._keep), is_zarr, overwrite)
         self._left = RemoteLeftover(self._fs, f"{self._path}/{LEFTOVER}", run, url)
-        self._url = url
         try:
             self._begin(old, root, at_root)
         except BaseException:
@@ -323,7 +322,7 @@ class _RemoteStaging(_Staging):
     def _root(self) -> dict[str, Any]:
         """What the root's metadata say of this library's."""
         text = retrying(
-            lambda: self._fs.cat_file(f"{self._path}/zarr.json"), f"reading {self._path}/zarr.json"
+            lambda: self._fs.cat_file(f"{self._path}/zarr.json"), f"reading {self._url}/zarr.json"
         )
         try:
             return dict(json.loads(bytes(text))["attributes"]["daskdml"])
@@ -335,7 +334,7 @@ class _RemoteStaging(_Staging):
         fs: AbstractFileSystem = self._fs
         fs.invalidate_cache()
         try:
-            found = retrying(lambda: fs.ls(self._path, detail=False), f"listing {self._path}")
+            found = retrying(lambda: fs.ls(self._path, detail=False), f"listing {self._url}")
         except FileNotFoundError:
             return set()
         root = self._path.strip("/")
@@ -345,7 +344,7 @@ class _RemoteStaging(_Staging):
     def _remove(self, name: str) -> None:
         path = f"{self._path}/{name}".rstrip("/")
         with contextlib.suppress(FileNotFoundError):
-            retrying(partial(self._fs.rm, path, recursive=True), f"removing {path}")
+            retrying(partial(self._fs.rm, path, recursive=True), f"removing {self._url}: {path}")
 
     def commit(self, attributes: Mapping[str, Any], array: zarr.Array[Any] | None = None) -> None:
         self._left.confirm()
