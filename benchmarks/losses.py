@@ -102,8 +102,8 @@ def cluster() -> Iterator[Any]:
         yield client
 
 
-def repeated(blocks: list[dict[str, Any]]) -> tuple[int, float, int]:
-    """Blocks that were computed twice, the seconds of theirs, and how many there were at all."""
+def repeated(blocks: list[dict[str, Any]]) -> tuple[int, float]:
+    """How many blocks were computed twice, and the seconds of that."""
     seen: set[Any] = set()
     twice, seconds = 0, 0.0
     for block in blocks:
@@ -112,7 +112,7 @@ def repeated(blocks: list[dict[str, Any]]) -> tuple[int, float, int]:
             twice += 1
             seconds += block["compute"] + block["load_ended"] - block["load_began"]
         seen.add(key)
-    return twice, seconds, len(seen)
+    return twice, seconds
 
 
 def losses(name: str, path: Path, runs: int, sweeps: int) -> None:
@@ -130,7 +130,7 @@ def losses(name: str, path: Path, runs: int, sweeps: int) -> None:
         plain = statistics.median(r["seconds"] for r in results[1:])
         alone = statistics.median(r["process"] for r in with_checkpoints)
         segment = statistics.median(r["segment"] for r in results[1:])
-        n = len({(b["graph"], b["index"]) for b in results[-1]["blocks"]})
+        n = len(results[-1]["blocks"]) - repeated(results[-1]["blocks"])[0]
         print(f"{name}: undisturbed {plain:.1f} s, a step {segment:.2f} s, {n} blocks", flush=True)
         bits = results[0]["bits"]
 
@@ -142,7 +142,7 @@ def losses(name: str, path: Path, runs: int, sweeps: int) -> None:
             threading.Timer(moment, os.kill, (pid, signal.SIGKILL)).start()
             found = child.result()
             assert found["bits"] == bits
-            again, seconds, _ = repeated(found["blocks"])
+            again, seconds = repeated(found["blocks"])
             cost.append(found["seconds"] - plain)
             twice.append(again)
             spent.append(seconds)
@@ -175,19 +175,13 @@ def tell(what: str, cost: list[float], *more: list[float]) -> None:
 
 def main() -> None:
     """Parse the command line and run all fits."""
-    from daskdml.io import convert_ratings
-
     parser = argparse.ArgumentParser(prog="python -m benchmarks.losses", description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("out/benchmarks"))
     parser.add_argument("--sweeps", type=int, default=24, help="passes of each fit")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    ratings = args.folder / f"w4-{W4.ratings}.zarr"
-    if not ratings.exists():
-        drawn = W4.generate()
-        convert_ratings((drawn.user, drawn.item, drawn.rating), ratings)
-    rows = W1.write(args.folder)
+    rows, ratings = W1.write(args.folder), W4.write_grid(args.folder)
     for name in FITS:
         losses(name, ratings if name == "als" else rows, args.runs, args.sweeps)
 

@@ -128,6 +128,16 @@ class RatingWorkload:
         temporary.rename(path)
         return path
 
+    def write_grid(self, folder: Path) -> Path:
+        """Write all ratings once, as daskdml's grid of blocks; gives its path."""
+        from daskdml.io import convert_ratings
+
+        path = folder / f"{self.name}-{self.ratings}.zarr"
+        if not path.exists():
+            drawn = self.generate()
+            convert_ratings((drawn.user, drawn.item, drawn.rating), path)
+        return path
+
     def write_split(self, folder: Path) -> Path:
         """Write `split`'s two parts once, ids as codes; gives a folder of .npy files.
 

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -184,22 +185,16 @@ def overlapping(work: Workload, folder: Path, runs: int) -> list[Row]:
 
 
 def checkpoints(work: Workload, folder: Path, runs: int) -> list[Row]:
-    """Epochs of SGD and sweeps of ALS that keep checkpoints, and do not; the long ones once."""
+    """Epochs of SGD and sweeps of ALS that keep checkpoints, and do not; fewer of the long ones."""
     from benchmarks.ratings_data import W4
-    from daskdml.io import convert_ratings
 
-    ratings = folder / f"w4-{W4.ratings}.zarr"
-    if not ratings.exists():
-        drawn = W4.generate()
-        convert_ratings((drawn.user, drawn.item, drawn.rating), ratings)
+    paths = {"sgd": work.write(folder), "als": W4.write_grid(folder)}
+    times = {"1s": runs, "60s": max(runs // 3, 1)}
     rows: list[Row] = []
-    cases = [(every, name) for every in ("1s", "60s") for name in ("sgd", "als")]
-    for every, name in cases:
-        path, times = work.write(folder) if name == "sgd" else ratings, max(runs // 3, 1)
+    for every, name in product(times, paths):
         found = run_case(
-            "daskdml_checkpointed", path=path, work=name, every=every,
-            runs=runs if every == "1s" else times,
-        )  # fmt: skip
+            "daskdml_checkpointed", path=paths[name], work=name, every=every, runs=times[every]
+        )
         plain = spread_of(found["nowhere"]["seconds"])
         _add(rows, f"{name}, no checkpoints", plain)
         for where in ("disk", "s3"):

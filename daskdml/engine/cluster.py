@@ -116,7 +116,7 @@ class Cluster:
         self._claimed: tuple[float, Claim | None] = 0.0, None
         self._mine: list[Fact] = []  # the workers that are used, and how many of their slots
         self._bound: set[str] = set()  # to which alone the tasks under way may go, if to some
-        self._planned = 0, 0, 0  # bytes that the fit needs and promises, and threads, of a worker
+        self._most = 0  # threads of a worker, once there is a plan
         limits = TimeLimits.configured()
         self._watch = Watch(client, share, limits, tell, checkpoint, self._bind_anew)
         self._watch.look(now=True)
@@ -142,11 +142,11 @@ class Cluster:
         return [Worker(fact.address, fact.threads, fact.limit) for fact in self._mine]
 
     def _allot(self) -> list[Fact]:
-        facts, usable, most = self._watch.facts, self._watch.usable(), self._planned[2]
+        facts, usable = self._watch.facts, self._watch.usable()
         total = sum(fact.threads for fact in facts if fact.running)
         own = {fact.address: fact.threads for fact in self._mine}
-        if most:
-            usable = [replace(fact, threads=min(fact.threads, most)) for fact in usable]
+        if self._most:
+            usable = [replace(fact, threads=min(fact.threads, self._most)) for fact in usable]
         return self.share.allot(usable, total, self._standing.taken, own)
 
     @property
@@ -159,11 +159,12 @@ class Cluster:
             self._token = token
             weakref.finalize(self, _leave, self.client, token).atexit = False
         slots = {fact.address: fact.threads for fact in self._mine or self._allot()}
-        if (need, limit) != self._planned[:2]:  # a plan, for the workers that are there
-            self._planned = need, limit, max(slots.values(), default=0)
+        at, last = self._claimed
+        if limit and (last is None or (last.need, last.limit) != (need, limit)):  # a new plan
+            self._most = max(slots.values(), default=0)
             self._watch.promised = limit
         claim = Claim(self.client.id, need, limit, slots)
-        if self._claimed[1] != claim or time.monotonic() - self._claimed[0] > ASK_AGAIN:
+        if last != claim or time.monotonic() - at > ASK_AGAIN:
             tell = self.client.run_on_scheduler(enter, token, claim, asynchronous=True)
             self._standing = self._watch.ask(tell)
             self._claimed = time.monotonic(), claim
@@ -201,15 +202,11 @@ class Cluster:
         # One worker of each machine goes first: the others find in the cache what it compiled.
         names = [w.name for w in self.workers()]
         first = list({name.rpartition(":")[0]: name for name in names}.values())
-
-        def get_ready(address: str) -> Coroutine[Any, Any, dict[str, Any]]:
-            ready = make_ready, rehearse, shared, self._standing.living
-            return self._task(tasks.out_of_slot, *ready, worker=address)
-
-        known = self._answers(get_ready, first)
+        get_ready = partial(self._get_ready, rehearse, shared)
+        known = self._ask_each(get_ready, first, by_task=True)
         others = [name for name in names if name not in first]
         if others:
-            known |= self._answers(get_ready, others)
+            known |= self._ask_each(get_ready, others, by_task=True)
         for address, found in known.items():
             if isinstance(found, Exception) and not isinstance(found, OSError):
                 found.add_note(f"This came of getting the worker {address} ready.")
@@ -227,31 +224,34 @@ class Cluster:
         run = partial(self.client.run, apart, function, *args, on_error="return", asynchronous=True)
         if workers is None:
             workers = [fact.address for fact in self._watch.facts]
-        return self._answers(lambda address: run(workers=[address]), workers, seconds)
+        return self._ask_each(lambda address: run(workers=[address]), workers, seconds)
 
-    async def _task(self, function: Callable[..., Any], *args: Any, worker: str) -> dict[str, Any]:
-        """The same by a task, for what takes a while: Dask sees that the worker is busy."""
+    async def _get_ready(self, rehearse: Rehearse, shared: bool, address: str) -> dict[str, Any]:
+        """What `make_ready` gives, or raises, in a task: Dask sees that the worker is busy."""
         future = self.client.submit(
-            function, *args, workers=[worker], key=fit_name("get-ready"),
-            priority=self.share.priority, pure=False,
+            tasks.out_of_slot, make_ready, rehearse, shared, self._standing.living,
+            workers=[address], key=fit_name("get-ready"), priority=self.share.priority, pure=False,
         )  # fmt: skip
         try:
-            return {worker: await future._result()}
+            return {address: await future._result()}
         except Exception as error:
-            return {worker: error}
+            return {address: error}
         finally:
             future.release()
 
-    def _answers(
+    def _ask_each(
         self, ask: Callable[[str], Coroutine[Any, Any, dict[str, Any]]], workers: list[str],
-        seconds: float | None = None,
+        seconds: float | None = None, by_task: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
+        """Their answers; not waited for are lost workers and, `by_task`, those that begin none."""
         asking: dict[str, asyncio.Task[Any]] = {}
 
         def look() -> None:
             if seconds is None:
                 self._watch.mind()
-            there = {fact.address for fact in self._watch.facts} - self._watch.full()
+            there = {fact.address for fact in self._watch.facts}
+            if by_task:
+                there -= self._watch.full()
             for address, task in tuple(asking.items()):
                 if address not in there:  # Dask would try for half a minute to reach it
                     self.client.loop.add_callback(task.cancel)
@@ -280,7 +280,7 @@ class Cluster:
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
             keys = [*graph.wanted, *graph.kept]
             sent = for_processes(graph, self._allotment())
-            strict = self.share.strict or self._watch.small
+            strict = self.share.strict or bool(self._watch.small)
             layers = self._strict(sent, places) if strict else self._loose(sent, places)
             # Of the moment at which places were given: who has died since is looked for.
             self._bound = {*places, *self._addresses} if strict else set()

@@ -175,6 +175,8 @@ def sum_graph(name: str, keys: Sequence[Any], unit: int, start: Any = None) -> d
     So a sum that goes on from where another one ended, after whole units, has the same bits as one
     over all of the keys.
     """
+    if start is None and len(keys) <= unit:
+        return tree(name, keys)
     graph: dict[Any, Any] = {}
     added: list[Any] = []
     if start is not None:

@@ -257,13 +257,14 @@ class Data(Opened):
         """
         groups = sorted(self.groups if groups is None else groups, key=lambda g: g.index)
         unit = unit_of(len(groups))
-        done = self.journal.begin(label)
-        value, totals, at = done.value, done.totals, done.done
+        known = self.journal.begin(label)
+        value, totals, at = known.value, known.totals, known.done
         while left := groups[at:]:
-            n = self._pace.segment(label, len(left), len(self._slots()), unit)
+            places = self._slots()
+            n = self._pace.segment(label, len(left), len(places), unit)
             segment, at = left[:n], at + n
             self._start(label, len(left), sum(g.rows for g in left))
-            lanes, places = self._lanes(segment)
+            lanes = self._lanes(segment, places)
             read, self._recalled = self._read(parts), self._held(lanes, places)
             prefetch, held = self.plan.prefetch, self._recalled
             graph = pass_graph(fit_name(label), read, lanes, fn, prefetch, held, unit, value)
@@ -328,10 +329,10 @@ class Data(Opened):
             The last s + 1 states after the rounds.
         totals : PassTotals
         """
-        done = self.journal.begin(label)
-        totals, states = done.totals, list(states if done.value is None else done.value)
+        known = self.journal.begin(label)
+        totals, states = known.totals, list(states if known.value is None else known.value)
         replicas = max(len(row) for row in schedule)
-        at = done.done
+        at = known.done
         while left := schedule[at:]:
             visited = [g for row in left for g in row if g is not None]
             slots = self._slots()
@@ -357,9 +358,8 @@ class Data(Opened):
         budget = (0 if self.once else self.pinnable()) if pins else None
         return tasks.Read(self.source, parts, self.token, budget, self.plan.spare)
 
-    def _lanes(self, groups: Sequence[Group]) -> tuple[list[list[Group]], list[str]]:
+    def _lanes(self, groups: Sequence[Group], places: Sequence[str]) -> list[list[Group]]:
         """Groups of each compute slot; a pinned group stays with the worker that holds it."""
-        places = self._slots()
         self._note_changes(set(places))
         lanes: list[list[Group]] = [[] for _ in places]
         free = []
@@ -372,7 +372,7 @@ class Data(Opened):
                 free.append(group)
         for group in free:
             min(lanes, key=len).append(group)
-        return [sorted(lane, key=lambda g: g.index) for lane in lanes], places
+        return [sorted(lane, key=lambda g: g.index) for lane in lanes]
 
     def _held(self, lanes: Sequence[Sequence[Group]], places: Sequence[str]) -> set[int]:
         """Which groups are pinned where their lane runs."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from daskdml.engine import pace
 from daskdml.io.chunks import ReadStats, row_bounds
 from daskdml.kernels.block import Block
 
@@ -70,6 +71,12 @@ class Counting(Made):
     def _gone(self) -> None:
         with self.lock:
             self.alive -= 1
+
+
+def set_segments(monkeypatch, n: int) -> None:
+    """Have n groups be a unit of a pass's sum, and its segments as long on one slot."""
+    for size, value in (("UNIT", n), ("FIRST", n), ("MOST", n), ("AT_LEAST", 1)):
+        monkeypatch.setattr(pace, size, value)
 
 
 def total(block: Block) -> float:

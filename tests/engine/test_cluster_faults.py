@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Status, WorkerPlugin, wait
 
-import daskdml.engine.pace
+import daskdml.engine.run
 import daskdml.engine.sweeps
 from daskdml import Engine, LogisticRegression
 from daskdml.engine.graphs import Graph, pass_graph
@@ -26,7 +26,7 @@ from daskdml.engine.tasks import Read
 from daskdml.events import BlockEnd, Message, PassEnd
 from daskdml.io import write_dataset
 from tests.engine.processes import Processes, Proxy, closed_port, freeze
-from tests.engine.sources import Made, total
+from tests.engine.sources import Made, set_segments, total
 
 pytestmark = pytest.mark.cluster
 
@@ -457,8 +457,7 @@ def ratings(tmp_path_factory):
 @pytest.mark.parametrize("name", ["newton", "sgd", "als"])
 def test_a_loss_repeats_one_segment(name, rows, ratings, monkeypatch, tmp_path, cluster):
     """What is executed twice after a worker died is of the one graph that it worked on."""
-    for size, n in (("UNIT", 8), ("FIRST", 8), ("MOST", 8), ("AT_LEAST", 1)):
-        monkeypatch.setattr(daskdml.engine.pace, size, n)
+    set_segments(monkeypatch, 8)
     monkeypatch.setattr(daskdml.engine.sweeps, "LINEAGE_SECONDS", 0.0)
     with Engine(Inline()):
         expected = fit_model(name, rows, ratings)
@@ -504,7 +503,7 @@ def test_a_full_disk_under_a_worker(rows, expected):
 def test_a_full_disk_where_dask_spills(rows, expected):
     """What Dask would spill of a neighbour's stays in memory where it cannot; the same bits."""
 
-    def fill_up():
+    async def fill_up():  # on the worker's loop, in its main thread
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
@@ -523,16 +522,11 @@ def test_a_full_disk_where_dask_spills(rows, expected):
     with Processes() as cluster, Client(cluster.address, set_as_default=False) as client:
         cluster.worker(before=before, memory_limit=6 * 10**8)
         client.wait_for_workers(1, timeout=60)
-        client.run(signal_main, fill_up)
+        client.run(fill_up)
         assert fitted(rows, client, [neighbour]) == expected
         assert len(passes) > 3 and theirs[2].result(30).sum() == 4 * 10**7
         (held,) = client.run(what_is_held).values()
         assert held[0] > 0.6 * 6 * 10**8 and held[1] == 0  # more than Dask keeps, none on disk
-
-
-async def signal_main(function):
-    """Call a function in the worker's main thread, where its loop runs."""
-    function()
 
 
 def test_a_worker_that_has_died_is_not_waited_for(cluster):

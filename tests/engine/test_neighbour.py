@@ -19,16 +19,14 @@ from distributed import Client, LocalCluster, Security
 from distributed.core import Status
 
 import daskdml.engine.run
-import daskdml.engine.watch as watch_module
 from daskdml import Engine, LogisticRegression
-from daskdml.engine import pace
 from daskdml.engine.cache import PINNED
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Inline, Threads
 from daskdml.events import BlockEnd, Message
 from daskdml.io import write_dataset
 from tests.engine.processes import Processes
-from tests.engine.sources import Made, total
+from tests.engine.sources import Made, set_segments, total
 
 
 @pytest.fixture(autouse=True)
@@ -293,7 +291,6 @@ def test_two_fits_at_once_in_threads(cluster, urls, alone):
 CLIENT = """
 import sys
 import daskdml.engine.run
-import daskdml.engine.watch as watch_module
 from distributed import Client
 from tests.engine.test_neighbour import fitted
 
@@ -427,10 +424,7 @@ def test_workers_come_and_go_within_a_share(urls, alone):
 @pytest.mark.cluster
 def test_a_later_worker_has_what_was_planned(monkeypatch):
     """One with less memory than a fit is planned for is left out; of more threads, so many."""
-    monkeypatch.setattr(pace, "FIRST", 4)
-    monkeypatch.setattr(pace, "MOST", 4)
-    monkeypatch.setattr(pace, "UNIT", 4)
-    monkeypatch.setattr(watch_module, "TICK", 0.05)
+    set_segments(monkeypatch, 4)
     events, came = [], []
     with Processes(1) as few, Client(few.address, set_as_default=False) as client:
         client.wait_for_workers(1, timeout=60)

@@ -16,13 +16,14 @@ from jupyter_client import KernelManager
 
 import daskdml as dml
 from daskdml import Engine
-from daskdml.engine import pace, run
+from daskdml.engine import run
 from daskdml.engine.checkpoint import Checkpoints
 from daskdml.engine.run import Inline
 from daskdml.events import BlockEnd, Message, PassEnd
 from daskdml.io import convert_ratings, open_dataset, open_ratings, write_dataset
 from daskdml.io.factors import FactorStore
 from tests.conftest import workers
+from tests.engine.sources import set_segments
 from tests.faults.work import learned
 
 MODELS = {
@@ -82,8 +83,7 @@ def ratings(tmp_path_factory):
 def small_segments(monkeypatch):
     """One chunk is a group, and three groups are a segment."""
     monkeypatch.setattr(run, "GROUP_BYTES", 1)
-    for size, n in (("UNIT", 3), ("FIRST", 3), ("MOST", 3), ("AT_LEAST", 1)):
-        monkeypatch.setattr(pace, size, n)
+    set_segments(monkeypatch, 3)
 
 
 def fit(model, data, heard, place=None, runner=None, every=0, **more):
