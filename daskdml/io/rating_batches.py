@@ -7,13 +7,14 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from fsspec import AbstractFileSystem
-from fsspec.utils import infer_compression
 
 from daskdml.io.identity import Identity, array_digest, file_stamp, identity
+from daskdml.io.ranges import arrow_files, text_blocks
 from daskdml.io.rating_store import as_ids
 from daskdml.io.store import filesystem, is_local, resolve_url, retrying
 
@@ -21,9 +22,6 @@ __all__ = ["Batch", "Columns", "rating_batches", "source_identity"]
 
 ROWS = 1 << 20
 """Ratings in a batch, at most."""
-
-CSV_BLOCK = 1 << 23
-"""Bytes of a text file that are parsed at a time."""
 
 _ARROW = (".parquet", ".pq", ".arrow", ".feather", ".ipc")
 
@@ -211,7 +209,8 @@ def _paths(source: Any, options: Any) -> list[str]:
             found += sorted(glob.glob(url))
         else:
             fs, path = filesystem(url, options)
-            found += sorted(fs.unstrip_protocol(p) for p in fs.glob(path))
+            matches = retrying(partial(fs.glob, path), f"looking for {url}")
+            found += sorted(map(fs.unstrip_protocol, matches))
     if not found:
         raise FileNotFoundError(f"no file matches {source}; check the pattern")
     return found
@@ -235,7 +234,10 @@ def _file(path: str, columns: Columns, options: Any, begin: Position) -> Iterato
         yield from _csv(path, fs, inside, columns, begin)
         return
     kind = "parquet" if path.endswith((".parquet", ".pq")) else "ipc"
-    data = pyarrow.dataset.dataset(inside, format=kind, filesystem=fs)
+    files = fs if is_local(path) else arrow_files(fs, path)
+    data = retrying(
+        lambda: pyarrow.dataset.dataset(inside, format=kind, filesystem=files), f"opening {path}"
+    )
     _check_columns(data.schema.names, columns, path)
     wanted: dict[str, Any] = {"columns": columns.names, "batch_size": ROWS}
     if not begin.get("row"):
@@ -262,11 +264,11 @@ def _csv(path: str, fs: Any, inside: str, columns: Columns, begin: Position) -> 
     """Pieces of a text file: blocks of whole lines. The first one settles names and types."""
     import pyarrow
 
-    first = next(_text_blocks(fs, inside, 0), b"")
+    first = next(text_blocks(fs, inside, path, 0), b"")
     row, offset = begin.get("row", 0), begin.get("offset", 0)
     try:
         parse = _Parser(path, first, columns)
-        for text in _text_blocks(fs, inside, offset):
+        for text in text_blocks(fs, inside, path, offset):
             table = parse(text, offset == 0)
             if table.num_rows:
                 arrays = _of_arrow(table, columns, path, row)
@@ -274,25 +276,6 @@ def _csv(path: str, fs: Any, inside: str, columns: Columns, begin: Position) -> 
             row, offset = row + table.num_rows, offset + len(text)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowKeyError, KeyError) as error:
         raise ValueError(_why(path, row, str(error))) from error
-
-
-def _text_blocks(fs: Any, inside: str, offset: int) -> Iterator[bytes]:
-    """Whole lines of a text file, some MB at a time, from a place in its decompressed bytes on."""
-    rest = b""
-    with fs.open(inside, "rb", compression="infer") as stream:
-        if infer_compression(inside) is None:
-            stream.seek(offset)
-        else:
-            while offset and (passed := stream.read(min(offset, CSV_BLOCK))):
-                offset -= len(passed)
-        while block := stream.read(CSV_BLOCK):
-            end = max(block.rfind(b"\n"), block.rfind(b"\r") if b"\n" not in block else -1) + 1
-            if end:
-                yield rest + block[:end]
-                rest = b""
-            rest += block[end:]
-    if rest:
-        yield rest
 
 
 class _Parser:

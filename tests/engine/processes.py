@@ -9,16 +9,23 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
 
 CODE = """
-import asyncio, json, sys
+import asyncio, json, signal, sys
 from distributed import {kind}
+
+def tell(scheduler):
+    lines = [*scheduler.workers.values(), *list(scheduler.transition_log)[-200:]]
+    print(*lines, sep="\\n", file=sys.stderr, flush=True)
 
 async def main():
     async with {kind}(**json.loads(sys.argv[1])) as server:
+        if "{kind}" == "Scheduler":
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, tell, server)
         print(server.address, flush=True)
         await server.finished()
 
@@ -66,22 +73,33 @@ class Processes:
     def start(self, kind, before="", **options):
         """Start a server in a process that first runs the code `before`; gives that process."""
         command = [sys.executable, "-c", before + CODE.format(kind=kind), json.dumps(options)]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self.__dict__.setdefault("started", []).append(process)
+        log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed at the end
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        self.__dict__.setdefault("started", {})[process] = log
         return process
+
+    def _tell(self):
+        """Print, for a test that failed, what the servers said and what the scheduler knows."""
+        if self.scheduler.poll() is None:
+            self.scheduler.send_signal(signal.SIGUSR1)
+            time.sleep(1)
+        for process, log in self.started.items():
+            log.seek(0)
+            sys.stdout.write(f"--- {process.pid}, {process.poll()}:\n{log.read()[-30_000:]}\n")
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, kind, *exc):
+        if kind is not None:
+            self._tell()
         for process in self.started:
             with suppress(ProcessLookupError):
                 process.kill()
-        for process in self.started:
+        for process, log in self.started.items():
             process.wait(20)
             process.stdout.close()
+            log.close()
 
 
 class Proxy:

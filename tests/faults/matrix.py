@@ -39,7 +39,6 @@ BEGIN, END = "<!-- fault matrix: begin -->\n", "<!-- fault matrix: end -->\n"
 LIMITS = {"DASK_DASKDML__WORKER_SILENCE": "5s", "DASK_DASKDML__SCHEDULER_SILENCE": "10s"}
 DISK_FULL = "disk full (fits go on, writes are called again)"
 FULL = os.strerror(errno.EFBIG)
-ON_RATINGS = ("als", "dsgd")
 ENDS_CLIENT = 3  # calls of the client that a cell may take
 STRIKES = 3  # of which one must fall within the work
 
@@ -47,12 +46,10 @@ STRIKES = 3  # of which one must fall within the work
 class Client:
     """A client process; its lines are read as they come."""
 
-    def __init__(self, work: str, folder: Path, scheduler: str, rows: str, options: str = "null",
-                 times: int = 1) -> None:  # fmt: skip
-        command = [sys.executable, "-m", "tests.faults.work", work, str(folder), scheduler]
+    def __init__(self, work: str, *about: str) -> None:
         self.process = subprocess.Popen(
-            [*command, rows, options, str(times)], cwd=ROOT, env=os.environ | LIMITS,
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-m", "tests.faults.work", work, *about], cwd=ROOT,
+            env=os.environ | LIMITS, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self.work = work
         self.begins = threading.Event()
@@ -94,24 +91,25 @@ class Site:
     ----------
     folder : Path
         With the data.
-    rows : str
-        URL of the rows.
-    options : str
-        JSON of its storage options.
+    times : int
+        How long the work is.
+    proxied : bool
+        Whether a worker's connection to the scheduler can be cut.
+    remote : bool
+        Whether everything lies on S3, behind a proxy that resets connections and holds up others.
     """
 
     folder: Path
-    rows: str
-    options: str = "null"
     times: int = 1
     stack: ExitStack = field(default_factory=ExitStack)
     proxied: bool = False
     remote: bool = False
 
     def __post_init__(self) -> None:
+        self.place, self.options = str(self.folder), "{}"
         self.unreliable: Unreliable | None = None
         if self.remote:
-            self._move_rows()
+            self._move()
         self.cluster = self.stack.enter_context(Processes(0))
         self.proxy: Proxy | None = None
         first = None
@@ -121,19 +119,19 @@ class Site:
             first = self.proxy.address
         self.cluster.workers = [self.cluster.worker(first), self.cluster.worker()]
 
-    def _move_rows(self) -> None:
+    def _move(self) -> None:
         server = self.stack.enter_context(s3())
+        self.place = server.url("faults")
         fs = S3FileSystem(**server.storage_options)
-        fs.put(self.rows, server.url("rows.zarr").removeprefix("s3://"), recursive=True)
+        fs.put(f"{self.folder}/", self.place, recursive=True)
         self.unreliable = Unreliable(server.endpoint.removeprefix("http:"))
         self.stack.callback(self.unreliable.close)
         endpoint = self.unreliable.address.replace("tcp", "http")
-        self.rows = server.url("rows.zarr")
         self.options = json.dumps(server.storage_options | {"endpoint_url": endpoint})
 
     def call(self, work: str) -> Client:
         """Call the work."""
-        return Client(work, self.folder, self.cluster.address, self.rows, self.options, self.times)
+        return Client(work, self.place, self.options, self.cluster.address, str(self.times))
 
 
 @dataclass(frozen=True)
@@ -156,14 +154,9 @@ class Fault:
     local: bool = False
     prepare: dict[str, object] = field(default_factory=dict)
 
-    @property
-    def remote(self) -> bool:
-        """Whether it concerns the store of the rows alone."""
-        return bool(self.prepare.get("remote"))
-
     def concerns(self, work: str) -> bool:
         """Whether it can strike a piece of work."""
-        return (work != "convert" or self.local) and not (self.remote and work in ON_RATINGS)
+        return work != "convert" or self.local
 
 
 def kill_a_worker(site: Site, client: Client) -> None:
@@ -233,7 +226,7 @@ def limit_files(pid: int, nbytes: int) -> int:
 
 
 def be_patient(site: Site, client: Client) -> None:
-    """The rows lie on S3, behind a proxy that resets connections and holds up others."""
+    """What is read and written, checkpoints too, lies on S3 behind an unreliable network."""
     client.wait(300)
     assert site.unreliable is not None and site.unreliable.resets > 0
 
@@ -246,7 +239,7 @@ FAULTS = (
     Fault("client killed, called again", kill_the_client, local=True),
     Fault("network cut", cut_the_network, prepare={"proxied": True}),
     Fault("network silent (found after 5 s)", silence_the_network, prepare={"proxied": True}),
-    Fault("S3 resets and stalls", be_patient, prepare={"remote": True}),
+    Fault("S3 resets and stalls", be_patient, local=True, prepare={"remote": True}),
     Fault(DISK_FULL, fill_the_disk, local=True),
 )
 
@@ -304,7 +297,7 @@ def copy(base: Path, folder: Path) -> Path:
 
 def undisturbed(work: str, base: Path, folder: Path, times: int = 1) -> Undisturbed:
     """Do a piece of work without faults."""
-    site = Site(copy(base, folder), str(folder / "rows.zarr"), times=times)
+    site = Site(copy(base, folder), times=times)
     with site.stack:
         began = time.monotonic()
         client = site.call(work)
@@ -335,7 +328,7 @@ def strike(
 def _strike(
     fault: Fault, work: str, base: Path, folder: Path, whole: Undisturbed, wait: float
 ) -> Struck:
-    site = Site(copy(base, folder), str(folder / "rows.zarr"), **fault.prepare)  # type: ignore[arg-type]
+    site = Site(copy(base, folder), **fault.prepare)  # type: ignore[arg-type]
     with site.stack:
         began, calls, client = time.monotonic(), 1, site.call(work)
         client.begins.wait()

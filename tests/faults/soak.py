@@ -60,7 +60,7 @@ class Soak:
             if work not in wholes:
                 wholes[work] = undisturbed(work, base, scratch / f"whole-{work}", times)
             folder = scratch / f"fit-{len(self.fits)}"
-            site = Site(copy(base, folder), str(folder / "rows.zarr"), times=times)
+            site = Site(copy(base, folder), times=times)
             with site.stack:
                 end = self._fit(site, work, self._share(n))
                 memory = Process(site.cluster.scheduler.pid).memory_info().rss

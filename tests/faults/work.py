@@ -1,8 +1,9 @@
 """What faults strike: fits, a conversion and a prediction, each in a client process of its own.
 
-``python -m tests.faults.work WORK FOLDER SCHEDULER`` does one of them. Each line that it prints is
-JSON: that it begins, that it is over, and then a digest of all that came out, the blocks that were
-done, and how many checkpoints could not be written.
+``python -m tests.faults.work WORK PLACE OPTIONS SCHEDULER TIMES`` does one of them, with all that
+it reads and writes at a place, which is a folder or any URL. Each line that it prints is JSON: that
+it begins, that it is over, and then a digest of all that came out, the blocks that were done, and
+how many checkpoints could not be written.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 import warnings
 from pathlib import Path
 
+import fsspec
 import numpy as np
 from distributed import Client
 
@@ -35,6 +37,7 @@ FITS = {  # by how many times the usual number of epochs or sweeps they make
     ),
     "kmeans": lambda n: dml.KMeans(8, max_iter=12 * n, tol=0.0, random_state=0),
 }
+ON_RATINGS = ("als", "dsgd")
 WORK = (*FITS, "convert", "predict")
 
 
@@ -67,28 +70,30 @@ def digest(found: dict[str, object]) -> str:
     return hashlib.sha256(repr(sorted(found.items(), key=str)).encode()).hexdigest()[:16]
 
 
-def stored(folder: Path) -> dict[str, object]:
-    """All chunks that lie in a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and "c" in path.parts)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+def stored(url: str, options: dict[str, str]) -> dict[str, object]:
+    """All chunks that lie at a URL."""
+    fs, root = fsspec.url_to_fs(url, **options)
+    chunks = [name for name in fs.find(root) if "c" in name.split("/")]
+    return {name.removeprefix(root): fs.cat_file(name) for name in chunks}
 
 
-def do(
-    work: str, folder: Path, rows: str, options: dict[str, str] | None, times: int
-) -> dict[str, object]:  # fmt: skip
+def do(work: str, place: str, options: dict[str, str], times: int) -> dict[str, object]:
     """Do the work; gives all that comes out."""
+    out = f"{place}/out.zarr"
     if work == "convert":
-        convert_ratings(folder / "ratings.csv", folder / "out.zarr", grid=(8, 8))
-        return stored(folder / "out.zarr")
-    data = open_dataset(rows, storage_options=options)
+        convert_ratings(
+            f"{place}/ratings.csv", out, grid=(8, 8), storage_options=options,
+            source_options=options,
+        )  # fmt: skip
+        return stored(out, options)
+    name, opened = ("ratings", open_ratings) if work in ON_RATINGS else ("rows", open_dataset)
+    data = opened(f"{place}/{name}.zarr", storage_options=options)
     if work == "predict":
         model = dml.LogisticRegression()
         model.classes_, model.n_features_in_ = np.array([0, 1], np.int8), FEATURES
         model.coef_, model.intercept_ = np.ones((1, FEATURES)), np.zeros(1)
-        model.predict_proba(data, out=folder / "out.zarr")
-        return stored(folder / "out.zarr")
-    if work in ("als", "dsgd"):
-        data = open_ratings(folder / "ratings.zarr")
+        model.predict_proba(data, out=out, storage_options=options)
+        return stored(out, options)
     return learned(FITS[work](times).fit(data))
 
 
@@ -104,8 +109,9 @@ def left_behind(client: Client) -> dict[str, object]:
     return {"tasks": tasks, "threads": threads}
 
 
-def main(work: str, folder: str, scheduler: str, rows: str, options: str, times: int) -> None:
+def main(work: str, place: str, told: str, scheduler: str, times: int) -> None:
     """Do the work on a cluster, and tell of it."""
+    options = json.loads(told)
     run.GROUP_BYTES = 1  # so that each chunk is a block
     pace.FIRST = pace.MOST = 16  # groups of a segment
     n = 0
@@ -117,18 +123,24 @@ def main(work: str, folder: str, scheduler: str, rows: str, options: str, times:
     with (
         warnings.catch_warnings(record=True) as warned,
         Client(scheduler, set_as_default=False, timeout=30) as client,
-        dml.Engine(client, callbacks=[heard], checkpoint=f"{folder}/{work}.fit", every=0.2),
+        dml.Engine(
+            client,
+            callbacks=[heard],
+            checkpoint=f"{place}/{work}.fit",
+            every=0.2,
+            storage_options=options,
+        ),
     ):
         warnings.simplefilter("always")
         print(json.dumps({"begins": work}), flush=True)
-        found = do(work, Path(folder), rows, json.loads(options) or None, times)
+        found = do(work, place, options, times)
         print(json.dumps({"over": time.monotonic()}), flush=True)
         left = left_behind(client)
     unwritten = sum("a checkpoint could not be written" in str(w.message) for w in warned)
     parts = {name: digest({name: part}) for name, part in found.items()}
-    told = {"blocks": n, "digest": digest(found), "parts": parts, "left": left}
-    print(json.dumps(told | {"unwritten": unwritten}), flush=True)
+    end = {"blocks": n, "digest": digest(found), "parts": parts, "left": left}
+    print(json.dumps(end | {"unwritten": unwritten}), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:6], int(sys.argv[6]))
+    main(*sys.argv[1:5], int(sys.argv[5]))

@@ -269,8 +269,13 @@ def test_in_memory_ratings(frame):
 
 @pytest.mark.s3
 def test_ratings_on_s3(frame, s3_server):
-    """Ratings are written to and read from an object store."""
-    url = s3_server.url("ratings.zarr")
-    convert_ratings(frame, url, storage_options=s3_server.storage_options, grid=(2, 3))
-    found = open_ratings(url, s3_server.storage_options)
-    pd.testing.assert_frame_equal(flat(found), expected(frame))
+    """Ratings are written to and read from an object store, from files of any kind there."""
+    url, options = s3_server.url("ratings.zarr"), s3_server.storage_options
+    frame.to_csv(s3_server.url("r.csv.gz"), index=False, storage_options=options)
+    frame.to_parquet(s3_server.url("r.parquet"), storage_options=options)
+    for source in (frame, s3_server.url("r.csv.gz"), s3_server.url("r.parquet")):
+        convert_ratings(
+            source, url, grid=(2, 3), overwrite=True,
+            storage_options=options, source_options=options,
+        )  # fmt: skip
+        pd.testing.assert_frame_equal(flat(open_ratings(url, options)), expected(frame))

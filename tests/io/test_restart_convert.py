@@ -14,6 +14,7 @@ import dask.dataframe
 import numpy as np
 import pytest
 
+import daskdml.io.ranges as ranges_module
 import daskdml.io.rating_batches as batches_module
 from daskdml.io import convert_ratings, open_ratings
 from daskdml.io.rating_batches import Columns, rating_batches
@@ -52,7 +53,7 @@ def _small_batches():
     """Batches of 500 ratings, pieces of text of some thousand bytes, as the killed ones have."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches_module, "ROWS", 500)
-        patch.setattr(batches_module, "CSV_BLOCK", 1 << 16)
+        patch.setattr(ranges_module, "TEXT", 1 << 16)
         yield
 
 
@@ -64,10 +65,11 @@ def whole(csv, tmp_path_factory):
 
 CONVERT = """
 import json, resource, sys, time
+import daskdml.io.ranges as ranges_module
 import daskdml.io.rating_batches as batches_module
 from daskdml.io import convert, convert_ratings
 
-batches_module.ROWS, batches_module.CSV_BLOCK = 500, 1 << 16
+batches_module.ROWS, ranges_module.TEXT = 500, 1 << 16
 source, out, how = sys.argv[1:]
 how = json.loads(how)
 if how.pop("small", None):
