@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
@@ -9,9 +10,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
-import sklearn.base
 import zarr
 
 Result = dict[str, Any]
@@ -114,54 +115,77 @@ def daskdml_sgd(path: Path, replicas: int) -> Result:
             return {"seconds": time.perf_counter() - began, **_solution(clf)}
 
 
-LONGER = {"1s": 1, "60s": 12}  # so many times the passes, where checkpoints are so rare
+EVERY = 3.0  # seconds between two checkpoints, twenty times as often as by default
 
 
-def daskdml_checkpointed(path: Path, work: str, every: str, runs: int) -> Result:
-    """Fits that keep checkpoints, and one that does not, in turns on a running cluster.
+def daskdml_checkpointed(path: Path, work: str, where: str) -> Result:
+    """A fit that keeps checkpoints: seconds of the steps in which one was written, and of others.
 
-    By case: seconds of each run, of the same call once more when it has ended, and what was kept.
+    Each of the former is paired with the mean of those near it in which none was, for a machine
+    that others use as well is faster at one time than at another.
     """
     import daskdml
+    from daskdml.engine.checkpoint import Checkpoints
     from daskdml.io import open_dataset, open_ratings
     from tests.servers.s3 import s3
 
     if work == "sgd":
         data: Any = open_dataset(path)
         model: Any = daskdml.SGDClassifier(
-            loss="log_loss", tol=None, n_replicas=2, random_state=0, max_iter=20 * LONGER[every]
+            loss="log_loss", tol=None, n_replicas=2, random_state=0, max_iter=150
         )
     else:
         data = open_ratings(path)
-        model = daskdml.MatrixFactorization(
-            32, tol=0.0, random_state=0, max_iter=12 * LONGER[every]
-        )
-    found: Result = {where: {"seconds": [], "again": []} for where in ("nowhere", "disk", "s3")}
-    with _cluster(2) as (client, _), s3() as server, tempfile.TemporaryDirectory() as folder:
-        with daskdml.Engine(client):
-            sklearn.base.clone(model).set_params(max_iter=2).fit(data)  # warms up
-        for run in range(runs):
-            for where in list(found)[:: 1 if run % 2 else -1]:
-                url = server.url(f"{run}") if where == "s3" else f"{folder}/{run}"
-                options = server.storage_options if where == "s3" else None
-                keep = {"checkpoint": url, "every": every, "storage_options": options}
-                kept = where != "nowhere"
-                for calls in ("seconds", "again") if kept else ("seconds",):
-                    with daskdml.Engine(client, **(keep if kept else {})):
-                        began = time.perf_counter()
-                        model.fit(data)
-                        found[where][calls].append(time.perf_counter() - began)
-                if kept:
-                    found[where] |= _kept(url, options)
-    return found
+        model = daskdml.MatrixFactorization(32, tol=0.0, random_state=0, max_iter=100)
+    ends: list[float] = []
+    written: list[tuple[float, float]] = []
+    write = Checkpoints._write
+
+    def timed(self: Checkpoints, *given: Any) -> None:
+        began = time.perf_counter()
+        write(self, *given)
+        written.append((began, time.perf_counter()))
+
+    def heard(event: Any) -> None:
+        if isinstance(event, daskdml.events.PassEnd):
+            ends.append(time.perf_counter())
+
+    with (
+        _cluster(2) as (client, _), s3() as server, tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(Checkpoints, "_write", timed),
+    ):  # fmt: skip
+        place, options = folder, None
+        if where == "s3":
+            place, options = server.url("fit"), server.storage_options
+        with daskdml.Engine(
+            client, callbacks=[heard], checkpoint=place, every=EVERY, storage_options=options
+        ):
+            model.fit(data)
+            n = len(ends)
+            began = time.perf_counter()
+            model.fit(data)
+            again = time.perf_counter() - began
+    return {**_steps(np.array(ends[3:n]), written), "again": again}
 
 
-def _kept(url: str, options: Any) -> Result:
-    """How many checkpoints were written, and the size of the last."""
-    from daskdml.engine.checkpoint import checkpoint_place, list_checkpoints
-
-    last = list_checkpoints(checkpoint_place(url, 0, 1, options))[1][0]
-    return {"written": last["number"], "nbytes": last["nbytes"]}
+def _steps(ends: np.ndarray, written: list[tuple[float, float]]) -> Result:
+    """What steps cost, and how much more those cost in which something was written."""
+    seconds = np.diff(ends)
+    struck = np.array([
+        any(a < stop and start < b for a, b in written)
+        for start, stop in itertools.pairwise(ends)
+    ])  # fmt: skip
+    more = []
+    for k in np.flatnonzero(struck):
+        near = [seconds[j] for j in (k - 2, k - 1, k + 1, k + 2)
+                if 0 <= j < len(seconds) and not struck[j]]  # fmt: skip
+        if near:
+            more.append(float(seconds[k] - np.mean(near)))
+    return {
+        "seconds": seconds.tolist(), "checkpoints": len(written),
+        "writing": float(np.mean([b - a for a, b in written])),
+        "more": float(np.mean(more)), "error": float(np.std(more) / len(more) ** 0.5),
+    }  # fmt: skip
 
 
 def daskdml_neighbours(path: Path, runs: int) -> Result:

@@ -185,25 +185,20 @@ def overlapping(work: Workload, folder: Path, runs: int) -> list[Row]:
 
 
 def checkpoints(work: Workload, folder: Path, runs: int) -> list[Row]:
-    """Epochs of SGD and sweeps of ALS that keep checkpoints, and do not; fewer of the long ones."""
+    """What a checkpoint adds to the epoch of SGD, or the sweep of ALS, in which it is written."""
     from benchmarks.ratings_data import W4
 
     paths = {"sgd": work.write(folder), "als": W4.write_grid(folder)}
-    times = {"1s": runs, "60s": max(runs // 3, 1)}
     rows: list[Row] = []
-    for every, name in product(times, paths):
-        found = run_case(
-            "daskdml_checkpointed", path=paths[name], work=name, every=every, runs=times[every]
+    for name, where, _ in product(paths, ("disk", "s3"), range(runs)):
+        found = run_case("daskdml_checkpointed", path=paths[name], work=name, where=where)
+        steps = spread_of(found["seconds"])
+        case = (
+            f"{name}, {where}: {found['checkpoints']} in {len(found['seconds'])} steps, each "
+            f"written in {1000 * found['writing']:.0f} ms, such a step {1000 * found['more']:+.0f} "
+            f"ms (standard error {1000 * found['error']:.0f} ms); once more: {found['again']:.2f} s"
         )
-        plain = spread_of(found["nowhere"]["seconds"])
-        _add(rows, f"{name}, no checkpoints", plain)
-        for where in ("disk", "s3"):
-            result = found[where]
-            spread = spread_of(result["seconds"])
-            kept = f"{result['written']} of {result['nbytes'] / 1e6:.2f} MB"
-            again = f"once more: {np.median(result['again']):.2f} s"
-            more = f"{spread['seconds'] / plain['seconds'] - 1:+.1%}"
-            _add(rows, f"{name}, {every} on {where}: {kept}, {more}; {again}", spread)
+        _add(rows, case, steps)
     return rows
 
 

@@ -22,51 +22,20 @@ from daskdml.engine import tasks
 from daskdml.engine.blame import blame, last_words
 from daskdml.engine.cache import PINNED
 from daskdml.engine.graphs import Graph, for_processes
+from daskdml.engine.hearing import listening
 from daskdml.engine.ledger import Claim, Standing, enter, leave
 from daskdml.engine.limits import TimeLimits
-from daskdml.engine.place import TOPIC, Allotment, forget_allotment
+from daskdml.engine.place import Allotment, forget_allotment
 from daskdml.engine.runners import Rehearse, Told, Worker, fit_name, forget_blocks, make_ready
 from daskdml.engine.share import Share
 from daskdml.engine.survey import NOTE, Fact, apart, bind_anew
-from daskdml.engine.watch import TICK, Watch
+from daskdml.engine.watch import SAY_EVERY, TICK, Watch
 from daskdml.kernels.apart import aligned
 
 ASK_AGAIN = 2.0  # seconds after which a fit asks anew what other fits there are
 ANSWERS = 3  # times that workers are asked to get ready, where all are lost meanwhile
 LAST_WORDS = 3.0  # seconds in which a nanny has to say why a worker died
 FORGET = 5.0  # seconds that a fit waits at its end for workers to drop its blocks
-
-
-class _Ears:
-    """Those who listen to a client's workers: a client can subscribe to a topic only once."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._of: weakref.WeakKeyDictionary[Any, list[Told]] = weakref.WeakKeyDictionary()
-
-    @contextmanager
-    def listening(self, client: Any, told: Told) -> Iterator[None]:
-        """Have every block's record told, from the client's own thread."""
-        with self._lock:
-            listeners = self._of.setdefault(client, [])
-            listeners.append(told)
-            if len(listeners) == 1:
-                client.subscribe_topic(TOPIC, partial(_tell_all, listeners))
-        try:
-            yield
-        finally:
-            with self._lock:
-                listeners.remove(told)
-                if not listeners and client.status == "running":
-                    client.unsubscribe_topic(TOPIC)
-
-
-def _tell_all(listeners: list[Told], event: tuple[float, dict[str, Any]]) -> None:
-    for told in tuple(listeners):
-        told(tasks.BlockRecord(**event[1]))
-
-
-_EARS = _Ears()
 
 
 class Cluster:
@@ -245,8 +214,10 @@ class Cluster:
     ) -> dict[str, Any]:  # fmt: skip
         """Their answers; not waited for are lost workers and, `by_task`, those that begin none."""
         asking: dict[str, asyncio.Task[Any]] = {}
+        said = time.monotonic()
 
         def look() -> None:
+            nonlocal said
             if seconds is None:
                 self._watch.mind()
             there = {fact.address for fact in self._watch.facts}
@@ -255,6 +226,13 @@ class Cluster:
             for address, task in tuple(asking.items()):
                 if address not in there:  # Dask would try for half a minute to reach it
                     self.client.loop.add_callback(task.cancel)
+            if by_task and time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                names = ", ".join(a for a, task in asking.items() if not task.done())
+                self._watch.tell(
+                    f"Waits for {names} to get ready: they compile kernels that are new to them, "
+                    "or are busy with tasks of others."
+                )
 
         return self._watch.wait(_answers(ask, workers, asking), seconds, look)
 
@@ -271,7 +249,7 @@ class Cluster:
             If a task's workers died again and again.
         """
         heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        with self._explained(graph), _EARS.listening(self.client, heard.put):
+        with self._explained(graph), listening(self.client, heard.put):
             return self._run(graph, places, told, heard)
 
     def _run(

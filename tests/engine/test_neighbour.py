@@ -18,6 +18,7 @@ import pytest
 from distributed import Client, LocalCluster, Security
 from distributed.core import Status
 
+import daskdml.engine.cluster
 import daskdml.engine.run
 from daskdml import Engine, LogisticRegression
 from daskdml.engine.cache import PINNED
@@ -243,6 +244,22 @@ def test_a_fit_waits_for_its_workers(cluster):
             data = engine.open(Made(10, 5), Needs())
         assert len(data.runner.workers()) == 2
     assert any(isinstance(e, Message) and "of 2 are there" in e.text for e in events)
+
+
+@pytest.mark.cluster
+def test_a_fit_says_that_it_waits_behind_others(cluster, monkeypatch):
+    """While a neighbour's tasks keep a worker's threads, it cannot get ready."""
+    monkeypatch.setattr(daskdml.engine.cluster, "SAY_EVERY", 0.3)
+    busy = next(iter(cluster.nthreads()))
+    theirs = [cluster.submit(time.sleep, 2, workers=[busy], pure=False) for _ in range(2)]
+    while len(cluster.processing()[busy]) < 2:
+        time.sleep(0.01)
+    events = []
+    with Engine(cluster, callbacks=[events.append]).open(Made(10, 5), Needs()) as data:
+        assert data.map_reduce(total, "sum")[0] == 2 * sum(range(10))
+    assert all(future.done() for future in theirs)
+    texts = [e.text for e in events if isinstance(e, Message)]
+    assert any(text.startswith(f"Waits for {busy} to get ready: ") for text in texts)
 
 
 def fitted(url, client, callbacks=(), **options):
