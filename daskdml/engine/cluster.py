@@ -226,12 +226,12 @@ class Cluster:
             for address, task in tuple(asking.items()):
                 if address not in there:  # Dask would try for half a minute to reach it
                     self.client.loop.add_callback(task.cancel)
-            if by_task and time.monotonic() - said > SAY_EVERY:
+            late = [address for address, task in asking.items() if not task.done()]
+            if by_task and late and time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
-                names = ", ".join(a for a, task in asking.items() if not task.done())
                 self._watch.tell(
-                    f"Waits for {names} to get ready: they compile kernels that are new to them, "
-                    "or are busy with tasks of others."
+                    f"Waits for {', '.join(late)} to get ready: they compile kernels that are new "
+                    "to them, or are busy with tasks of others."
                 )
 
         return self._watch.wait(_answers(ask, workers, asking), seconds, look)

@@ -40,7 +40,7 @@ def _open_file(fs: AbstractFileSystem, path: str, url: str) -> io.BufferedIOBase
     ConnectionError
         Here or of a read, where a transient error outlives all attempts (see `retrying`).
     ValueError
-        Of a read, where a web server ignores what part is asked for.
+        Of a read, where a web server ignores what part is asked for, or the file became shorter.
     """
     facts = retrying(lambda: fs.info(path), f"looking at {url}")
     if facts.get("size") is None or not facts.get("partial", True):  # some web servers
@@ -119,6 +119,11 @@ class _Ranges(io.RawIOBase):
             raise ValueError(
                 f"the server gives the whole of {self._url} where a part was asked for; copy the "
                 "file to disk or to a store, and read it there"
+            )
+        if not found:
+            raise ValueError(
+                f"{self._url} had {self._size} bytes and ends after {self._at}: it was changed "
+                "while it was read; read it again"
             )
         buffer[: len(found)] = found
         self._at += len(found)

@@ -90,6 +90,21 @@ def test_a_lasting_error_names_the_file(kind, faulty, tmp_path):
         convert_ratings(url, tmp_path / "r.zarr")
 
 
+def test_a_file_that_becomes_shorter_is_no_shorter_file(faulty, tmp_path, monkeypatch):
+    """What is left of it is not taken for the whole."""
+    _, url = put("csv", tmp_path)
+    whole, fs = faulty.cat_file, faulty()
+
+    def shortening(self, path, start=None, end=None, **options):
+        found = whole(self, path, start, end, **options)
+        fs.pipe_file(url, whole(self, path, None, None)[: 1 << 15])
+        return found
+
+    monkeypatch.setattr(faulty, "cat_file", shortening)
+    with pytest.raises(ValueError, match=rf"{url} had \d+ bytes and ends after 32768:"):
+        convert_ratings(url, tmp_path / "r.zarr")
+
+
 class Silent(http.server.SimpleHTTPRequestHandler):
     """Writes no log; knows nothing of ranges."""
 
