@@ -157,9 +157,10 @@ class Cluster:
 
     def resident(self, rehearse: Rehearse = None, shared: bool = False) -> int:
         """Resident bytes of the fullest worker, with all loaded that tasks need."""
-        for _ in range(ANSWERS):  # an adaptive cluster may end workers that get ready
-            if sizes := self._ready(rehearse, shared):
-                return max(sizes)
+        with self._explained():
+            for _ in range(ANSWERS):  # an adaptive cluster may end workers that get ready
+                if sizes := self._ready(rehearse, shared):
+                    return max(sizes)
         raise RuntimeError(
             f"{ANSWERS} times one after the other, all workers of the Dask cluster at "
             f"{self._watch.address} were lost while they got ready; look for the cause in their "

@@ -259,6 +259,21 @@ def test_the_scheduler_is_killed(rows, tmp_path):
         )
 
 
+def long_rehearsal():
+    """What takes longer than its scheduler lives."""
+    time.sleep(5)
+
+
+def test_the_scheduler_is_killed_while_workers_get_ready():
+    """The error is the same as in mid-fit, though what is waited for is a task of Dask's."""
+    with Processes(1) as processes, Client(processes.address, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=60)
+        with Engine(client).open(Made(40, 10), Needs()) as data:
+            threading.Timer(1, processes.scheduler.kill).start()
+            with pytest.raises(ConnectionError, match=f"scheduler at {processes.address} is gone"):
+                data.require(Needs(), long_rehearsal)
+
+
 class Crash:
     """Block -> its sum; the process dies where row 20 is in it."""
 
