@@ -206,6 +206,39 @@ def test_blocks_of_a_killed_client_make_room(tmp_path):
         assert model.plan_.pinned > 80_000_000
 
 
+@pytest.mark.cluster
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_neighbours_memory_is_its_own(when, tmp_path):
+    """What it holds before the plan counts as in use; what it takes later comes on top, alone."""
+    X = np.random.default_rng(0).standard_normal((600_000, 100), dtype=np.float32)
+    name, limit, theirs = tmp_path / "a.zarr", 560_000_000, 160_000_000
+    url = str(write_dataset(name, X, (X[:, 0] > 0).astype(int), chunks=10_000).url)
+
+    def fit(client, callbacks=()):
+        with Engine(client, memory_limit=limit, callbacks=callbacks):
+            return LogisticRegression(tol=1e-6).fit(url)
+
+    with workers(1) as client:
+        alone, held = fit(client), []
+
+        def hold(_=None):
+            if not held:
+                held.append(client.submit(np.ones, theirs // 8, pure=False))
+
+        if when == "before":
+            hold()
+            held[0].result(timeout=60)
+        model = fit(client, [hold])
+        assert held[0].status == "finished"
+    assert model.coef_.tobytes() == alone.coef_.tobytes()
+    more = model.plan_.baseline - alone.plan_.baseline
+    if when == "before":
+        assert more > 0.7 * theirs
+        assert max(model.peak_memory_.values()) <= limit
+    else:
+        assert max(model.peak_memory_.values()) <= limit + theirs
+
+
 COLD = """
 import sys
 from daskdml import Engine, LogisticRegression, SGDClassifier
