@@ -146,7 +146,7 @@ def losses(name: str, path: Path, runs: int, sweeps: int) -> None:
             cost.append(found["seconds"] - plain)
             twice.append(again)
             spent.append(seconds)
-            client.wait_for_workers(2)
+            client.wait_for_workers(2, timeout=60)
         tell("a worker killed", cost, twice, spent)
 
         cost = []
