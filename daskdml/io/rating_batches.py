@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -264,11 +265,13 @@ def _csv(path: str, fs: Any, inside: str, columns: Columns, begin: Position) -> 
     """Pieces of a text file: blocks of whole lines. The first one settles names and types."""
     import pyarrow
 
-    first = next(text_blocks(fs, inside, path, 0), b"")
+    blocks = text_blocks(fs, inside, path, 0)
+    first = next(blocks, b"")
     row, offset = begin.get("row", 0), begin.get("offset", 0)
+    blocks = text_blocks(fs, inside, path, offset) if offset else chain([first], blocks)
     try:
         parse = _Parser(path, first, columns)
-        for text in text_blocks(fs, inside, path, offset):
+        for text in blocks:
             table = parse(text, offset == 0)
             if table.num_rows:
                 arrays = _of_arrow(table, columns, path, row)

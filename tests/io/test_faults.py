@@ -10,25 +10,14 @@ import zarr
 
 from daskdml import Engine, LogisticRegression
 from daskdml.io import convert_ratings, open_dataset, write_dataset
-from daskdml.io import store as store_module
 from daskdml.io.chunks import ChunkError, ChunkReader
 from daskdml.io.factors import FactorStore, StoredFactors
 from daskdml.io.store import open_store
-from tests.faulty import ERRORS, FaultyFileSystem
+from tests.faulty import ERRORS
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((4000, 6)).astype("f4")
 Y = (X[:, 0] + RNG.standard_normal(4000) > 0).astype(int)
-
-
-@pytest.fixture
-def faulty(monkeypatch):
-    """Give the file system's class, quiet, with short pauses between attempts."""
-    monkeypatch.setattr(store_module, "FIRST_PAUSE", 0.0005)
-    FaultyFileSystem.store.clear()
-    FaultyFileSystem.quiet()
-    yield FaultyFileSystem
-    FaultyFileSystem.quiet()
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from daskdml.io import convert_ratings, ranges
-from daskdml.io import store as store_module
 from tests.faulty import ERRORS, FaultyFileSystem
+from tests.io.test_restart import files
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")
@@ -26,15 +26,10 @@ WRITE = {"csv": FRAME.to_csv, "csv.gz": FRAME.to_csv, "csv.xz": FRAME.to_csv,
          "feather": lambda path, index: FRAME.to_feather(path)}  # fmt: skip
 
 
-@pytest.fixture
-def faulty(monkeypatch):
-    """The file system, with short pauses between attempts and ranges of 16 kB."""
-    monkeypatch.setattr(store_module, "FIRST_PAUSE", 0.0005)
+@pytest.fixture(autouse=True)
+def small_ranges(monkeypatch):
+    """Ranges of 16 kB."""
     monkeypatch.setattr(ranges, "RANGE", 1 << 14)
-    FaultyFileSystem.store.clear()
-    FaultyFileSystem.quiet()
-    yield FaultyFileSystem
-    FaultyFileSystem.quiet()
 
 
 def put(kind, tmp_path):
@@ -45,29 +40,27 @@ def put(kind, tmp_path):
     return path, url
 
 
-def chunks(ratings):
-    """All that a conversion has written."""
-    return {
-        (walk, i, j): [part.tobytes() for part in vars(ratings.read(walk, i, j)[0]).values()]
-        for walk in ("user", "item")
-        for i, j in np.ndindex(ratings.grid)
-    }
+def converted(source, folder):
+    """All that a conversion writes."""
+    convert_ratings(source, folder, grid=(2, 2))
+    return files(folder)
 
 
 @pytest.mark.parametrize("kind", WRITE)
-def test_a_file_on_a_failing_store_gives_the_same_ratings(kind, faulty, tmp_path):
+def test_a_file_on_a_failing_store_gives_the_same_ratings(kind, faulty, tmp_path, monkeypatch):
     """A third of the requests fail, in all known ways."""
+    monkeypatch.setattr(ranges, "RANGE", 1 << 12)
     path, url = put(kind, tmp_path)
-    expected = chunks(convert_ratings(path, tmp_path / "whole.zarr", grid=(2, 2)))
+    expected = converted(path, tmp_path / "whole.zarr")
     faulty.share, faulty.seed = 0.35, 1
-    assert chunks(convert_ratings(url, tmp_path / "r.zarr", grid=(2, 2))) == expected
+    assert converted(url, tmp_path / "r.zarr") == expected
     assert faulty.told.total() > 2 and set(faulty.told) <= set(ERRORS)
 
 
 def test_less_is_asked_for_where_much_never_comes(faulty, tmp_path, monkeypatch):
     """A connection that breaks after 2 kB gives the file all the same."""
     path, url = put("csv", tmp_path)
-    expected = chunks(convert_ratings(path, tmp_path / "whole.zarr", grid=(2, 2)))
+    expected = converted(path, tmp_path / "whole.zarr")
     whole, broken = faulty.cat_file, []
 
     def breaking(self, path, start=None, end=None, **options):
@@ -77,7 +70,7 @@ def test_less_is_asked_for_where_much_never_comes(faulty, tmp_path, monkeypatch)
         return whole(self, path, start, end, **options)
 
     monkeypatch.setattr(faulty, "cat_file", breaking)
-    assert chunks(convert_ratings(url, tmp_path / "r.zarr", grid=(2, 2))) == expected
+    assert converted(url, tmp_path / "r.zarr") == expected
     assert set(broken) > {1 << 14, 1 << 13, 1 << 12}
 
 
