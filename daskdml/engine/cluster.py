@@ -151,7 +151,8 @@ class Cluster:
             return
         left = [fact for fact in self._mine if fact.address in able]
         self._mine = left or self._allot()
-        self._bound = (self._bound & able) | set(self._addresses) if self._bound else set()
+        if self._bound:  # those that are gone stay: the scheduler may not have the tasks yet
+            self._bound |= set(self._addresses)
         move = partial(self.client.run_on_scheduler, bind_anew, asynchronous=True)
         self._watch.ask(move(self._token, self._addresses, full))
 

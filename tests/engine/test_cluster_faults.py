@@ -174,6 +174,37 @@ def test_a_worker_dies_while_a_graph_is_made(rows, expected, cluster, monkeypatc
     assert len(reads) > 3
 
 
+LATE = """
+import asyncio
+from distributed import Scheduler
+
+class Late(Scheduler):
+    late = 0
+
+    async def update_graph(self, *args, **kwargs):
+        await asyncio.sleep(self.late)
+        return await super().update_graph(*args, **kwargs)
+
+import distributed
+distributed.Scheduler = Late
+"""
+
+
+def test_a_worker_dies_before_the_scheduler_has_the_tasks():
+    """It has been missed by then; tasks that come bound to it go to others all the same."""
+    source = Made(80, 10)
+    with (
+        Processes(2, before=LATE) as cluster,
+        Client(cluster.address, set_as_default=False) as client,
+    ):
+        pids = cluster.ready(client, 2)
+        with Engine(client, workers=sorted(pids)).open(source, Needs()) as data:
+            client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "late", 5))
+            threading.Timer(0.5, os.kill, (pids[min(pids)], signal.SIGKILL)).start()
+            value, _ = data.map_reduce(total, "late")
+    assert value == total(source.read(0, 80)[0])
+
+
 @pytest.mark.parametrize("how", ["freeze", "cut"])
 def test_a_worker_is_cut_off(how, rows, expected, short_limits, cluster):
     """A worker that packets no longer reach, or whose connections are closed, is done without."""
