@@ -92,10 +92,14 @@ class Child:
 @contextmanager
 def cluster() -> Iterator[Any]:
     """Two worker processes with nannies, which start them again."""
+    import dask
     from dask.distributed import Client, LocalCluster
 
     options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": "4GB"}
+    # Else a worker that is killed twice, 15 s apart, is closed for good.
+    patient = {"distributed.deploy.lost-worker-timeout": "1h"}
     with (
+        dask.config.set(patient),
         LocalCluster(dashboard_address=None, silence_logs=50, **options) as local,
         Client(local, set_as_default=False) as client,
     ):

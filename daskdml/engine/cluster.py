@@ -28,6 +28,7 @@ from daskdml.engine.limits import TimeLimits
 from daskdml.engine.place import Allotment, forget_allotment
 from daskdml.engine.runners import Rehearse, Told, Worker, fit_name, forget_blocks, make_ready
 from daskdml.engine.share import Share
+from daskdml.engine.stalls import Stalls
 from daskdml.engine.survey import NOTE, Fact, apart, bind_anew
 from daskdml.engine.watch import SAY_EVERY, TICK, Watch
 from daskdml.kernels.apart import aligned
@@ -87,7 +88,8 @@ class Cluster:
         self._bound: set[str] = set()  # to which alone the tasks under way may go, if to some
         self._most = 0  # threads of a worker, once there is a plan
         limits = TimeLimits.configured()
-        self._watch = Watch(client, share, limits, tell, checkpoint, self._bind_anew)
+        self._watch = Watch(client, share, limits, tell, checkpoint, self._looked)
+        self._stalls = Stalls(self._watch)
         self._watch.look(now=True)
         share.check_named(self._watch.facts)
         self._watch.await_workers(share.min_workers)
@@ -142,6 +144,10 @@ class Cluster:
     def make_room(self, nbytes: int) -> None:
         """On the workers that are used."""
         self._on_workers(cap_blocks, nbytes, workers=self._addresses)
+
+    def _looked(self) -> None:
+        self._bind_anew()
+        self._stalls.look(self._token)
 
     def _bind_anew(self) -> None:
         """Tasks whose workers are lost, or take none any more, go to others."""
@@ -199,10 +205,12 @@ class Cluster:
 
     async def _get_ready(self, rehearse: Rehearse, shared: bool, address: str) -> dict[str, Any]:
         """What `make_ready` gives, or raises, in a task: Dask sees that the worker is busy."""
-        future = self.client.submit(
-            tasks.out_of_slot, make_ready, rehearse, shared, self._standing.living,
-            workers=[address], key=fit_name("get-ready"), priority=self.share.priority, pure=False,
-        )  # fmt: skip
+        with dask.annotate(**{NOTE: self._token}):
+            future = self.client.submit(
+                tasks.out_of_slot, make_ready, rehearse, shared, self._standing.living,
+                workers=[address], key=fit_name("get-ready"), priority=self.share.priority,
+                pure=False,
+            )  # fmt: skip
         try:
             return {address: await future._result()}
         except Exception as error:
@@ -279,6 +287,7 @@ class Cluster:
                     record = heard.get(timeout=TICK)
                     if record is not None:
                         if record.graph == graph.name:
+                            self._stalls.heard()
                             self._watch.heard_of(record.worker)
                         told(record)
                 self._watch.mind()
