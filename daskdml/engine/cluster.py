@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -24,13 +23,13 @@ from daskdml.engine.cache import PINNED
 from daskdml.engine.graphs import Graph, for_processes
 from daskdml.engine.hearing import listening
 from daskdml.engine.ledger import Claim, Standing, enter, leave
-from daskdml.engine.limits import TimeLimits
+from daskdml.engine.limits import Reminder, TimeLimits
 from daskdml.engine.place import Allotment, forget_allotment
 from daskdml.engine.runners import Rehearse, Told, Worker, fit_name, forget_blocks, make_ready
 from daskdml.engine.share import Share
 from daskdml.engine.stalls import Stalls
 from daskdml.engine.survey import NOTE, Fact, apart, bind_anew
-from daskdml.engine.watch import SAY_EVERY, TICK, Watch
+from daskdml.engine.watch import TICK, Watch
 from daskdml.kernels.apart import aligned
 
 ASK_AGAIN = 2.0  # seconds after which a fit asks anew what other fits there are
@@ -224,10 +223,9 @@ class Cluster:
     ) -> dict[str, Any]:  # fmt: skip
         """Their answers; not waited for are lost workers and, `by_task`, those that begin none."""
         asking: dict[str, asyncio.Task[Any]] = {}
-        said = time.monotonic()
+        reminder = Reminder()
 
         def look() -> None:
-            nonlocal said
             if seconds is None:
                 self._watch.mind()
             there = {fact.address for fact in self._watch.facts}
@@ -237,8 +235,7 @@ class Cluster:
                 if address not in there:  # Dask would try for half a minute to reach it
                     self.client.loop.add_callback(task.cancel)
             late = [address for address, task in asking.items() if not task.done()]
-            if by_task and late and time.monotonic() - said > SAY_EVERY:
-                said = time.monotonic()
+            if by_task and late and reminder.due():
                 self._watch.tell(
                     f"Waits for {', '.join(late)} to get ready: they compile kernels that are new "
                     "to them, or are busy with tasks of others."
@@ -274,24 +271,21 @@ class Cluster:
             self._bound = {*places, *self._addresses} if strict else set()
             every = self.client.get(layers, keys, sync=False, priority=self.share.priority)
         futures, kept = every[: len(graph.wanted)], every[len(graph.wanted) :]
-        finished = threading.Event()
 
-        def finish(_: Any) -> None:
-            finished.set()
-            heard.put(None)
+        def hear() -> None:
+            with suppress(queue.Empty):
+                record = heard.get(timeout=TICK)
+                if record is not None:
+                    if record.graph == graph.name:
+                        self._stalls.heard()
+                        self._watch.heard_of(record.worker)
+                    told(record)
+            self._watch.mind()
 
-        futures[-1].add_done_callback(finish)
         try:
-            while not finished.is_set():
-                with suppress(queue.Empty):
-                    record = heard.get(timeout=TICK)
-                    if record is not None:
-                        if record.graph == graph.name:
-                            self._stalls.heard()
-                            self._watch.heard_of(record.worker)
-                        told(record)
-                self._watch.mind()
-            return [*self._gathered(futures), *kept]
+            gathering = self.client.gather(futures, asynchronous=True)
+            found = self._watch.wait(gathering, look=hear, ended=partial(heard.put, None))
+            return [*map(aligned, found), *kept]
         except BaseException:
             if not self._watch.lost:
                 self.client.cancel(every, force=True)
@@ -357,11 +351,8 @@ class Cluster:
     def fetch(self, kept: list[Any]) -> list[Any]:
         """The values, brought here from the workers."""
         with self._explained():
-            return self._gathered(kept)
-
-    def _gathered(self, futures: list[Any]) -> list[Any]:
-        found = self._watch.wait(self.client.gather(futures, asynchronous=True))
-        return [aligned(value) for value in found]
+            found = self._watch.wait(self.client.gather(kept, asynchronous=True))
+            return [aligned(value) for value in found]
 
     def forget(self, token: str) -> dict[str, int]:
         """Drop a fit's pinned blocks on every worker, as far as they answer in time."""

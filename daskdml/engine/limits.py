@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass, fields
 from typing import Any
 
 import dask
 from dask.utils import parse_timedelta
+
+SAY_EVERY = 10.0  # seconds between two messages about the same wait
+
+
+class Reminder:
+    """When a wait is to be told of: every ten seconds, the first time after as many or at once."""
+
+    def __init__(self, at_once: bool = False) -> None:
+        self._told = -math.inf if at_once else time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time; if so, the next ten seconds begin."""
+        now = time.monotonic()
+        if now - self._told <= SAY_EVERY:
+            return False
+        self._told = now
+        return True
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ import warnings
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from daskdml.engine.limits import TimeLimits
+from daskdml.engine.limits import Reminder, TimeLimits
 from daskdml.engine.memory import promisable
 from daskdml.engine.share import Share
 from daskdml.engine.survey import Fact, build, check_build, facts_of, greet, terminal
 from daskdml.units import bytes_text
 
 TICK = 0.25  # seconds between two checks of whether the scheduler is there
-SAY_EVERY = 10.0  # seconds between two messages about the same wait
 ASK = 10.0  # seconds that a worker may take to say what it computes with
 
 T = TypeVar("T")
@@ -71,7 +70,7 @@ class Watch:
         self.given_up = False
         self._cpus: set[str] = set()
         self._none_since: float | None = None
-        self._said = 0.0
+        self._none = Reminder()
 
     @property
     def lost(self) -> bool:
@@ -95,11 +94,11 @@ class Watch:
 
     def wait(
         self, answer: Coroutine[Any, Any, T], seconds: float | None = None,
-        look: Callable[[], Any] | None = None,
+        look: Callable[[], Any] | None = None, ended: Callable[[], Any] | None = None,
     ) -> T:  # fmt: skip
         """What a coroutine of the client gives, for `seconds` at most; looks meanwhile.
 
-        `look` is how, if not by `mind` alone.
+        `look` is how, if not by `mind` alone; where it waits itself, `ended` ends that.
 
         Raises
         ------
@@ -108,7 +107,7 @@ class Watch:
         TimeoutError
             If nothing came for so long.
         """
-        return self._wait(answer, seconds, look or self.mind)
+        return self._wait(answer, seconds, look or self.mind, ended)
 
     def ask(self, answer: Coroutine[Any, Any, T]) -> T:
         """The same without looking, for what the scheduler itself answers."""
@@ -118,17 +117,22 @@ class Watch:
             raise self.gone() from error
 
     def _wait(
-        self, answer: Coroutine[Any, Any, T], seconds: float | None, look: Callable[[], Any]
-    ) -> T:
+        self, answer: Coroutine[Any, Any, T], seconds: float | None, look: Callable[[], Any],
+        ended: Callable[[], Any] | None = None,
+    ) -> T:  # fmt: skip
         if self.lost:
             answer.close()
             raise self.gone()
         future = asyncio.run_coroutine_threadsafe(answer, self.client.loop.asyncio_loop)
         end = None if seconds is None else time.monotonic() + seconds
+        tick = TICK
+        if ended is not None:
+            tick = 0.0
+            future.add_done_callback(lambda _: ended())
         try:
             while True:
                 try:
-                    return future.result(TICK)
+                    return future.result(tick)
                 except TimeoutError:
                     if future.done():
                         return future.result()
@@ -327,11 +331,10 @@ class Watch:
             self.looked()
             return
         if self._none_since is None:
-            self._none_since = self._said = now
+            self._none_since, self._none = now, Reminder()
         elif now - self._none_since > self.limits.wait_for_workers:
             raise TimeoutError(self.absence(1))
-        elif now - self._said > SAY_EVERY:
-            self._said = now
+        elif self._none.due():
             self.tell(
                 f"No worker is left to go on with; waiting for {now - self._none_since:.0f} s."
             )
@@ -382,21 +385,21 @@ class Watch:
             If they do not come in time.
         """
         self.look(now=True)
-        began, said, wish = time.monotonic(), -SAY_EVERY, None
+        began, wish, again = time.monotonic(), None, False
+        reminder = Reminder(at_once=True)
         asks = f" {self.share.asks}" if self.share.asks else ""
         try:
             while len(usable := self.usable()) < least:
-                now = time.monotonic()
-                if now - began > self.limits.wait_for_workers:
+                if time.monotonic() - began > self.limits.wait_for_workers:
                     raise TimeoutError(self.absence(least))
                 if wish is None:
                     wish = self._wish()
-                if now - said > SAY_EVERY:
+                if reminder.due():
                     text = f"Waits for workers{asks}: {len(usable)} of {least} are there."
                     self.tell(text)
-                    if said > began:  # it takes long, and perhaps nobody hears messages
+                    if again:  # it takes long, and perhaps nobody hears messages
                         warnings.warn(text, RuntimeWarning, stacklevel=2)
-                    said = now
+                    again = True
                 time.sleep(TICK)
                 self.look(now=True)
         finally:

@@ -18,7 +18,7 @@ import pytest
 from distributed import Client, LocalCluster, Security
 from distributed.core import Status
 
-import daskdml.engine.cluster
+import daskdml.engine.limits
 import daskdml.engine.run
 from daskdml import Engine, LogisticRegression
 from daskdml.engine.cache import PINNED
@@ -249,7 +249,7 @@ def test_a_fit_waits_for_its_workers(cluster):
 @pytest.mark.cluster
 def test_a_fit_says_that_it_waits_behind_others(cluster, monkeypatch):
     """While a neighbour's tasks keep a worker's threads, it cannot get ready."""
-    monkeypatch.setattr(daskdml.engine.cluster, "SAY_EVERY", 0.3)
+    monkeypatch.setattr(daskdml.engine.limits, "SAY_EVERY", 0.3)
     busy = next(iter(cluster.nthreads()))
     theirs = [cluster.submit(time.sleep, 2, workers=[busy], pure=False) for _ in range(2)]
     while len(cluster.processing()[busy]) < 2:
@@ -478,6 +478,7 @@ def test_a_paused_worker_gets_no_lanes(cluster):
     plain = addresses(cluster)["plain"]
 
     def pause(status, dask_worker=None):
+        dask_worker.memory_manager.memory_pause_fraction = False  # so that it stays so
         dask_worker.status = Status[status]
 
     with Engine(cluster).open(Made(10, 5), Needs()) as data:
