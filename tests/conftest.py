@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
-from multiprocessing import forkserver
 from typing import Any
-from unittest.mock import patch
 
 import dask
 import pytest
 
+from tests.engine.processes import fork_server
 from tests.servers.hdfs import HdfsServer, Missing, hdfs
 from tests.servers.s3 import S3Server, s3
 
@@ -42,25 +40,13 @@ def s3_server() -> Iterator[S3Server]:
         yield server
 
 
-def _fork_server() -> None:
-    """Start, once, the process that workers are forked from: it has imported what they will need.
-
-    Their environment is its own, so it has what Dask's nannies set for those they spawn.
-    """
-    needed = ("distributed.nanny", "daskdml.engine.tasks", "daskdml.engine.factor_tasks")
-    forkserver.set_forkserver_preload(list(needed))  # no scikit-learn: workers never have it
-    environment = dask.config.get("distributed.nanny.pre-spawn-environ")
-    with patch.dict(os.environ, {name: str(value) for name, value in environment.items()}):
-        forkserver.ensure_running()
-
-
 @contextlib.contextmanager
 def workers(n: int, method: str = "forkserver", **kwargs: Any) -> Iterator[Any]:
     """Give a client of n worker processes with one thread each."""
     from distributed import Client, LocalCluster
 
     if method == "forkserver":
-        _fork_server()
+        fork_server()
     options = {"threads_per_worker": 1, "dashboard_address": None, "memory_limit": "1GB"}
     with (
         dask.config.set({"distributed.worker.multiprocessing-method": method}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from dask.task_spec import DataNode, Task, TaskRef
@@ -12,6 +13,7 @@ from daskdml.engine.graphs import Graph, Group
 
 _ENDS = ("killed by", "exited with")  # of a worker's process, as nannies tell them
 _FULL = "memory budget"
+ASK_AGAIN = 0.2  # seconds before a nanny is asked
 
 
 def blame(graph: Graph, key: Any) -> str:
@@ -31,15 +33,20 @@ def blame(graph: Graph, key: Any) -> str:
 
 
 async def last_words(client: Any, nanny: str | None) -> str | None:
-    """What the nanny of a worker that died says of its end, or None where nobody knows."""
+    """What the nanny of a worker that died says of its end; None where there is no nanny.
+
+    It may hear of it later than the scheduler does, and is asked until it has.
+    """
     if not nanny:
         return None
     async with client.rpc(nanny) as asked:
-        logs = await asked.get_logs()  # newest first
-    said = [text.rpartition(" - ")[2].strip() for _, text in logs]
-    ends = [text for text in said if any(end in text for end in (*_ENDS, _FULL))]
-    # The nanny itself killed it where the line before is about its memory.
-    return next((text for text in ends[1:2] if _FULL in text), ends[0] if ends else None)
+        while True:
+            await asyncio.sleep(ASK_AGAIN)
+            logs = await asked.get_logs()  # newest first
+            said = [text.rpartition(" - ")[2].strip() for _, text in logs]
+            ends = [text for text in said if any(end in text for end in (*_ENDS, _FULL))]
+            if ends:  # the nanny itself killed it where the line before is about its memory
+                return next((text for text in ends[1:2] if _FULL in text), ends[0])
 
 
 def _loads(graph: Graph, key: Any) -> list[Any]:

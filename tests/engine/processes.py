@@ -2,51 +2,105 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from contextlib import suppress
+from multiprocessing import forkserver, get_context
+from unittest.mock import patch
 
-CODE = """
-import asyncio, json, signal, sys
-from distributed import {kind}
+import dask
 
-def tell(scheduler):
-    lines = [*scheduler.workers.values(), *list(scheduler.transition_log)[-200:]]
-    print(*lines, sep="\\n", file=sys.stderr, flush=True)
+FORKS = get_context("forkserver")
 
-async def main():
-    async with {kind}(**json.loads(sys.argv[1])) as server:
-        if "{kind}" == "Scheduler":
+
+def fork_server():
+    """Start, once, the process that others are forked from: it has imported what workers need.
+
+    Their environment is its own, so it has what Dask's nannies set for those they spawn.
+    """
+    modules = ("engine.tasks", "engine.factor_tasks", "io.dataset", "kernels.linear", "kernels.sgd")
+    needed = ["distributed.nanny", "scipy.linalg", *(f"daskdml.{name}" for name in modules)]
+    forkserver.set_forkserver_preload(needed)  # no scikit-learn: workers never have it
+    environment = dask.config.get("distributed.nanny.pre-spawn-environ")
+    with patch.dict(os.environ, {name: str(value) for name, value in environment.items()}):
+        forkserver.ensure_running()
+
+
+def serve(kind, before, options, log, told):
+    """Be a scheduler or a worker, in a process that has first run the code `before`."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
+    exec(before, {})
+    asyncio.run(_serve(kind, options, told))
+
+
+async def _serve(kind, options, told):
+    import distributed
+
+    async with getattr(distributed, kind)(**options) as server:
+        if kind == "Scheduler":
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, tell, server)
-        print(server.address, flush=True)
+        told.send(server.address)
         await server.finished()
 
-if __name__ == "__main__":
-    asyncio.run(main())
-"""
+
+def tell(scheduler):
+    """Print what a scheduler knows of its workers and has done last."""
+    lines = [*scheduler.workers.values(), *list(scheduler.transition_log)[-200:]]
+    sys.stderr.write("\n".join(map(str, lines)) + "\n")
+    sys.stderr.flush()
+
+
+class Server:
+    """A process that serves; it is killed at the latest when this one ends."""
+
+    def __init__(self, kind, before, options):
+        self.log = tempfile.NamedTemporaryFile("r", prefix=f"{kind}-")  # noqa: SIM115 - `close`
+        self._told, tell = FORKS.Pipe(duplex=False)
+        about = (kind, before, options, self.log.name, tell)
+        self._process = FORKS.Process(target=serve, args=about, daemon=True)
+        fork_server()
+        self._process.start()
+        tell.close()
+        self.pid, self.kill = self._process.pid, self._process.kill
+
+    def address(self):
+        """Where it listens, once it does."""
+        return self._told.recv()
+
+    def poll(self):
+        """Its exit code, None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, seconds):
+        """Until it has ended."""
+        self._process.join(seconds)
+        if self.poll() is None:
+            raise TimeoutError(f"the process {self.pid} has not ended within {seconds:g} s")
+
+    def close(self):
+        """End it, and let go of it."""
+        self.kill()
+        self.wait(20)
+        self._told.close()
+        self.log.close()
 
 
 class Processes:
     """A scheduler and workers, a process each; use as a context manager."""
 
     def __init__(self, n=0, before="", **options):
+        self._started = []
         about = {"port": 0, "dashboard": False, "host": "127.0.0.1"}
         self.scheduler = self.start("Scheduler", before, **about)
-        self.scheduler.address = self.scheduler.stdout.readline().strip()
+        self.address = self.scheduler.address()
         self.workers = [self.worker(**options) for _ in range(n)]  # clients wait for them
-
-    @property
-    def address(self):
-        """Of the scheduler."""
-        return self.scheduler.address
 
     def worker(self, scheduler=None, **options):
         """One more worker with one thread."""
@@ -71,21 +125,17 @@ class Processes:
         raise TimeoutError(f"{len(pids)} workers instead of {n}")
 
     def start(self, kind, before="", **options):
-        """Start a server in a process that first runs the code `before`; gives that process."""
-        command = [sys.executable, "-c", before + CODE.format(kind=kind), json.dumps(options)]
-        log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed at the end
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        self.__dict__.setdefault("started", {})[process] = log
-        return process
+        """Start a server in a process that first runs the code `before`."""
+        self._started.append(Server(kind, before, options))
+        return self._started[-1]
 
     def _tell(self):
         """Print, for a test that failed, what the servers said and what the scheduler knows."""
         if self.scheduler.poll() is None:
-            self.scheduler.send_signal(signal.SIGUSR1)
+            os.kill(self.scheduler.pid, signal.SIGUSR1)
             time.sleep(1)
-        for process, log in self.started.items():
-            log.seek(0)
-            sys.stdout.write(f"--- {process.pid}, {process.poll()}:\n{log.read()[-30_000:]}\n")
+        for server in self._started:
+            sys.stdout.write(f"--- {server.pid}, {server.poll()}:\n{server.log.read()[-30_000:]}\n")
 
     def __enter__(self):
         return self
@@ -93,13 +143,10 @@ class Processes:
     def __exit__(self, kind, *exc):
         if kind is not None:
             self._tell()
-        for process in self.started:
-            with suppress(ProcessLookupError):
-                process.kill()
-        for process, log in self.started.items():
-            process.wait(20)
-            process.stdout.close()
-            log.close()
+        for server in self._started:
+            server.kill()
+        for server in self._started:
+            server.close()
 
 
 class Proxy:
