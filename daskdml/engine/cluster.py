@@ -361,7 +361,8 @@ class Cluster:
         try:
             leaving = self.client.run_on_scheduler(leave, token, asynchronous=True)
             self._watch.wait(leaving, FORGET, lambda: None)
-            found = self._on_workers(_forget, token, seconds=FORGET)
+            there = [fact.address for fact in self._watch.survey()]  # none that has just died
+            found = self._on_workers(_forget, token, workers=there, seconds=FORGET)
             return {name: peak for name, peak in found.items() if isinstance(peak, int)}
         except (OSError, CancelledError, RuntimeError):
             return {}  # whoever did not hear drops them when they have not been used for a while

@@ -184,7 +184,7 @@ class Watch:
         return True
 
     def _look(self, began: float, interval: float) -> None:
-        self.facts = self._survey()
+        self.survey()
         took, since = time.monotonic() - began, began - self._looked
         slow = took > max(1.0, interval) or (self._looked > 0 and since > 2 * interval + 1.0)
         for fact in self._silent(slow):
@@ -193,12 +193,20 @@ class Watch:
         self._vet()
         self._looked = time.monotonic()
 
-    def _survey(self) -> list[Fact]:
+    def survey(self) -> list[Fact]:
+        """The workers that there are, by the scheduler, which alone is asked.
+
+        Raises
+        ------
+        LostScheduler
+            If it is gone, or has not answered for too long.
+        """
         end = time.monotonic() + self.limits.scheduler_silence
         while True:
             try:
                 # Not scheduler_info: what the client keeps may be replaced before it is read.
-                return facts_of(self.ask(self.client.scheduler.identity(n_workers=-1)))
+                self.facts = facts_of(self.ask(self.client.scheduler.identity(n_workers=-1)))
+                return self.facts
             except LostScheduler:
                 raise
             except OSError as error:  # one connection of several may break

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import dask
 
-FORKS = get_context("forkserver")
+FORKED, FRESH = get_context("forkserver"), get_context("spawn")
 
 
 def fork_server():
@@ -34,7 +34,7 @@ def fork_server():
 
 
 def serve(kind, before, options, log, told):
-    """Be a scheduler or a worker, in a process that has first run the code `before`."""
+    """Be a scheduler or a worker, after the code `before`."""
     os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), sys.stderr.fileno())
     exec(before, {})
     asyncio.run(_serve(kind, options, told))
@@ -58,13 +58,14 @@ def tell(scheduler):
 
 
 class Server:
-    """A process that serves; it is killed at the latest when this one ends."""
+    """A process that serves, fresh if it is to run the code `before`; it ends with this one."""
 
     def __init__(self, kind, before, options):
         self.log = tempfile.NamedTemporaryFile("r", prefix=f"{kind}-")  # noqa: SIM115 - `close`
-        self._told, tell = FORKS.Pipe(duplex=False)
+        context = FRESH if before else FORKED
+        self._told, tell = context.Pipe(duplex=False)
         about = (kind, before, options, self.log.name, tell)
-        self._process = FORKS.Process(target=serve, args=about, daemon=True)
+        self._process = context.Process(target=serve, args=about, daemon=True)
         fork_server()
         self._process.start()
         tell.close()

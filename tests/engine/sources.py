@@ -1,7 +1,9 @@
-"""Sources that the tests of the engine read from: made up, slow, or counting what is alive."""
+"""Sources that the tests of the engine read from, and what they do with blocks."""
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 import weakref
@@ -88,3 +90,25 @@ def slow_total(block: Block) -> float:
     """The same, in a twentieth of a second."""
     time.sleep(0.05)
     return total(block)
+
+
+class Crash:
+    """Block -> its sum; the process dies where row 20 is in it."""
+
+    def __call__(self, block):
+        """Sum of a block's rows."""
+        if block.start <= 20 < block.start + block.n_rows:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return total(block)
+
+
+class Hoard(Crash):
+    """Block -> its sum; the process takes more memory than it may where row 20 is in it."""
+
+    def __call__(self, block):
+        """Sum of a block's rows."""
+        if block.start <= 20 < block.start + block.n_rows:
+            hoard = [np.ones(10**7) for _ in range(10)]  # of 500 MB, 800
+            time.sleep(20)
+            return len(hoard)
+        return total(block)

@@ -26,7 +26,7 @@ from daskdml.engine.tasks import Read
 from daskdml.events import BlockEnd, Message, PassEnd
 from daskdml.io import write_dataset
 from tests.engine.processes import Processes, Proxy, closed_port, freeze
-from tests.engine.sources import Made, set_segments, total
+from tests.engine.sources import Crash, Hoard, Made, set_segments, total
 
 pytestmark = pytest.mark.cluster
 
@@ -305,16 +305,6 @@ def test_the_scheduler_is_killed_while_workers_get_ready():
                 data.require(Needs(), long_rehearsal)
 
 
-class Crash:
-    """Block -> its sum; the process dies where row 20 is in it."""
-
-    def __call__(self, block):
-        """Sum of a block's rows."""
-        if block.start <= 20 < block.start + block.n_rows:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return total(block)
-
-
 def test_a_task_that_always_crashes():
     """It is given up after a stated number of tries; the error names the rows and the data set."""
     tries = "import dask; dask.config.set({'distributed.scheduler.allowed-failures': 1})\n"
@@ -328,18 +318,6 @@ def test_a_task_that_always_crashes():
             match = r"rows 20:30 of made: 2 workers died .* worked on it"
             with pytest.raises(RuntimeError, match=match):
                 data.map_reduce(Crash(), "crash")
-
-
-class Hoard(Crash):
-    """Block -> its sum; the process takes more memory than it may where row 20 is in it."""
-
-    def __call__(self, block):
-        """Sum of a block's rows."""
-        if block.start <= 20 < block.start + block.n_rows:
-            hoard = [np.ones(10**7) for _ in range(10)]  # of 500 MB, 800
-            time.sleep(20)
-            return len(hoard)
-        return total(block)
 
 
 @pytest.mark.parametrize("crash, why", [(Crash, "killed by signal 9"), (Hoard, "memory budget")])
@@ -586,3 +564,16 @@ def test_a_worker_that_has_died_is_not_waited_for(cluster):
     began = time.monotonic()
     assert runner._on_workers(os.getpid, workers=[dead, alive]) == {alive: pids[alive]}
     assert time.monotonic() - began < 20
+
+
+def test_the_end_of_a_fit_does_not_wait_for_the_dead(cluster):
+    """A worker that has died since the last look at the cluster is not asked to forget blocks."""
+    processes, client = cluster
+    pids = processes.ready(client, 2)
+    runner = Engine(client).runner(in_memory=False)
+    runner.claim("token", 0, 0)
+    dead, alive = sorted(pids)
+    os.kill(pids[dead], signal.SIGKILL)
+    while len(client.scheduler_info(n_workers=-1)["workers"]) > 1:
+        time.sleep(0.02)
+    assert runner.forget("token").keys() == {alive}
