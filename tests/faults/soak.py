@@ -25,7 +25,7 @@ FITS = ("sgd", "als", "dsgd")
 WEIGHTS = {"worker": 6, "client": 2, "scheduler": 1}
 MEAN_GAP = 1.5  # seconds of work between two kills
 LONG = 300.0  # seconds that nothing takes
-MEMORY = 300_000_000  # bytes that no scheduler has in the end; a new one takes 135 MB
+MEMORY = 300_000_000  # bytes that no scheduler has in the end; a new one takes 100 MB
 
 
 @dataclass
