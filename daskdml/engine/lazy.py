@@ -15,7 +15,7 @@ from dask.base import TokenizationError, tokenize
 from daskdml.engine.graphs import Group
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Engine
-from daskdml.io.arrays import apart, array_at_root
+from daskdml.io.arrays import apart, array_at_root, open_to_write
 from daskdml.io.journal import finished_chunks, run_of
 from daskdml.io.options import quiet
 from daskdml.io.sources import AnySource, DaskSource, Source
@@ -198,10 +198,7 @@ def _whole(url: str, options: Any, run: str | None) -> zarr.Array[Any] | None:
         return None  # Zarr would make a folder
     store = open_store(url, options, read_only=False)
     try:
-        array = retrying(
-            lambda: zarr.open_array(store, mode="r+", config={"write_empty_chunks": True}),
-            f"opening {url}",
-        )
+        array = retrying(lambda: open_to_write(store), f"opening {url}")
     except (FileNotFoundError, KeyError, ValueError):
         return None
     if run is None or array.attrs.get("predictions") != run:

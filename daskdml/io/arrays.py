@@ -10,6 +10,7 @@ import numpy as np
 import zarr
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.array_spec import ArrayConfigParams
 from zarr.storage import MemoryStore, StorePath
 
 from daskdml.io.staging import Staging
@@ -18,12 +19,14 @@ from daskdml.io.store import array_name, object_name, retrying
 __all__ = [
     "CHUNK_BYTES",
     "COMPRESSOR",
+    "EVERY_CHUNK",
     "Labels",
     "RowWriter",
     "apart",
     "array_at_root",
     "create_array",
     "default_chunks",
+    "open_to_write",
     "staged_array",
 ]
 
@@ -35,6 +38,9 @@ LARGEST_CHUNK = 2**31 - 17
 
 COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
 """Compressor of new data sets; docs/format.md shows how it was chosen."""
+
+EVERY_CHUNK: ArrayConfigParams = {"write_empty_chunks": True}
+"""How arrays are written: a chunk that is missing is damage, never zeros."""
 
 CHUNKS_AT_ONCE = 4
 """Chunks handed to Zarr in one call, which encodes them side by side."""
@@ -76,11 +82,17 @@ def create_array(
             chunks=(chunk_rows, *shape[1:]),
             compressors=[COMPRESSOR, Crc32cCodec()],
             fill_value=0,
-            config={"write_empty_chunks": True},  # a missing chunk is damage, never a zero
+            config=EVERY_CHUNK,
             overwrite=True,  # of what an attempt cut off by a transient error left
         ),
         f"creating the array {object_name(store, name)}",
     )
+
+
+def open_to_write(store: Store, path: str = "") -> zarr.Array[Any]:
+    """Open an array of which every chunk will be written."""
+    # Zarr's own function takes a configuration, too, and ignores it.
+    return zarr.open_array(store, path=path, mode="r+").with_config(EVERY_CHUNK)
 
 
 def staged_array(
@@ -97,12 +109,7 @@ def staged_array(
 
 def _left_array(store: Store, path: str) -> zarr.Array[Any] | None:
     try:
-        return retrying(
-            lambda: zarr.open_array(
-                store, path=path, mode="r+", config={"write_empty_chunks": True}
-            ),
-            f"opening {object_name(store, path)}",
-        )
+        return retrying(lambda: open_to_write(store, path), f"opening {object_name(store, path)}")
     except (FileNotFoundError, KeyError, ValueError):
         return None
 

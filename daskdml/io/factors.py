@@ -17,6 +17,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
 from zarr.errors import ContainsArrayError
 
+from daskdml.io.arrays import EVERY_CHUNK, open_to_write
 from daskdml.io.chunks import ChunkReader
 from daskdml.io.identity import Identity, array_digest, identity
 from daskdml.io.options import StorageOptions, quiet
@@ -60,8 +61,9 @@ class StoredFactors:
         """Write the rows; writing the same ones again changes nothing."""
         array, at = self.store.array(self.name, write=True), 0
         for number, n in enumerate(self.sizes, self.first):
-            whole = np.zeros((1, array.shape[1]), array.dtype)
-            whole[0, : n * self.width] = rows[at : at + n].ravel()
+            whole = np.ascontiguousarray(rows[at : at + n], array.dtype).reshape(1, -1)
+            if whole.shape[1] < array.shape[1]:
+                whole = np.pad(whole, ((0, 0), (0, array.shape[1] - whole.shape[1])))
             where = (slice(number, number + 1), slice(None))
             what = f"writing block {number} of {self.name} in {self.store.url}"
             retrying(partial(array.__setitem__, where, whole), what)
@@ -142,8 +144,7 @@ class FactorStore:
         retrying(
             lambda: zarr.create_array(
                 store, name=name, shape=shape, chunks=(1, shape[1]), dtype=dtype,
-                compressors=[Crc32cCodec()], fill_value=0, config={"write_empty_chunks": True},
-                overwrite=True,
+                compressors=[Crc32cCodec()], fill_value=0, config=EVERY_CHUNK, overwrite=True,
             ),
             f"creating {name} in {self.url}",
         )  # fmt: skip
@@ -151,12 +152,10 @@ class FactorStore:
     def array(self, name: str, write: bool = False) -> zarr.Array[Any]:
         """Open an array."""
         store = open_store(self.url, self.options, read_only=not write)
+        opened = open_to_write if write else partial(zarr.open_array, mode="r")
         # Zarr's own error cannot be sent from a worker: it does not unpickle everywhere.
         with contextlib.suppress(FileNotFoundError):
-            return retrying(
-                lambda: zarr.open_array(store, path=name, mode="r+" if write else "r"),
-                f"opening {name} of {self.url}",
-            )
+            return retrying(lambda: opened(store, path=name), f"opening {name} of {self.url}")
         raise FileNotFoundError(f"{self.url} has no factors {name}; fit again")
 
     def names(self) -> list[str]:

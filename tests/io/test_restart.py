@@ -23,6 +23,7 @@ from daskdml.io.staging import stage
 
 X = np.random.default_rng(0).standard_normal((12_000, 4)).astype("f4")
 LABELS = np.array(["no", "yes", "maybe"])[np.arange(12_000) % 3]
+X[1_000:5_000], LABELS[1_000:5_000] = 0, "maybe"  # whole chunks are zeros, the first class's too
 
 
 def start(code, *args):
