@@ -211,6 +211,7 @@ class Cluster:
                 pure=False,
             )  # fmt: skip
         try:
+            await _done(future)
             return {address: await future._result()}
         except Exception as error:
             return {address: error}
@@ -272,6 +273,10 @@ class Cluster:
             every = self.client.get(layers, keys, sync=False, priority=self.share.priority)
         futures, kept = every[: len(graph.wanted)], every[len(graph.wanted) :]
 
+        async def gather() -> list[Any]:
+            await _done(futures[-1])
+            return list(await self.client.gather(futures, asynchronous=True))
+
         def hear() -> None:
             with suppress(queue.Empty):
                 record = heard.get(timeout=TICK)
@@ -283,8 +288,7 @@ class Cluster:
             self._watch.mind()
 
         try:
-            gathering = self.client.gather(futures, asynchronous=True)
-            found = self._watch.wait(gathering, look=hear, ended=partial(heard.put, None))
+            found = self._watch.wait(gather(), look=hear, ended=partial(heard.put, None))
             return [*map(aligned, found), *kept]
         except BaseException:
             if not self._watch.lost:
@@ -366,6 +370,11 @@ class Cluster:
             return {name: peak for name, peak in found.items() if isinstance(peak, int)}
         except (OSError, CancelledError, RuntimeError):
             return {}  # whoever did not hear drops them when they have not been used for a while
+
+
+async def _done(future: Any) -> None:
+    """Wait for a future; where that is cancelled, what Dask's `gather` waits with complains."""
+    await future._state.wait()
 
 
 async def _answers(

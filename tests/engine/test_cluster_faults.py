@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import re
 import resource
@@ -10,6 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import dask
 import numpy as np
@@ -26,7 +28,7 @@ from daskdml.engine.tasks import Read
 from daskdml.events import BlockEnd, Message, PassEnd
 from daskdml.io import write_dataset
 from tests.engine.processes import Processes, Proxy, closed_port, freeze
-from tests.engine.sources import Crash, Hoard, Made, set_segments, total
+from tests.engine.sources import Crash, Hoard, Made, set_segments, slow_total, total
 
 pytestmark = pytest.mark.cluster
 
@@ -577,3 +579,22 @@ def test_the_end_of_a_fit_does_not_wait_for_the_dead(cluster):
     while len(client.scheduler_info(n_workers=-1)["workers"]) > 1:
         time.sleep(0.02)
     assert runner.forget("token").keys() == {alive}
+
+
+def test_a_wait_that_is_broken_off_leaves_no_complaint(cluster, caplog):
+    """Nothing that was waited with ends, unheard, in an error that is logged then."""
+    processes, client = cluster
+    processes.ready(client, 1)
+
+    def stop(record):
+        raise KeyboardInterrupt
+
+    with Engine(client).open(Made(40, 10, n_features=1000), Needs()) as data:
+        graph = pass_graph("stopped", Read(data.source), [data.groups], slow_total, 1)
+        graph = replace(graph, wanted=[("stopped", k) for k in range(4)])
+        with pytest.raises(KeyboardInterrupt):
+            data.runner.run(graph, data._slots()[:1], stop)
+    for _ in range(5):
+        gc.collect()
+        time.sleep(0.1)
+    assert "never retrieved" not in caplog.text
