@@ -166,8 +166,10 @@ class Opened(ABC):
         return promise
 
     def _slots(self) -> list[str]:
-        """The worker of each compute slot there is now."""
-        return [w.name for w in self.runner.workers() for _ in range(w.threads)]
+        """The worker of each compute slot there is now; who has come or gone since is told."""
+        slots = [w.name for w in self.runner.workers() for _ in range(w.threads)]
+        self._note_changes(set(slots))
+        return slots
 
     def _start(self, label: str, n_blocks: int, n_rows: int) -> None:
         if label in self._under_way:

@@ -360,7 +360,6 @@ class Data(Opened):
 
     def _lanes(self, groups: Sequence[Group], places: Sequence[str]) -> list[list[Group]]:
         """Groups of each compute slot; a pinned group stays with the worker that holds it."""
-        self._note_changes(set(places))
         lanes: list[list[Group]] = [[] for _ in places]
         free = []
         for group in groups:

@@ -395,7 +395,6 @@ class Sweeps(Opened):
     def _places(self, n: int) -> list[str]:
         """The worker of each tile: neighbours share one."""
         slots = self._slots()
-        self._note_changes(set(slots))
         return [slots[k * len(slots) // n] for k in range(n)]
 
     def _stored(self, walk: Walk) -> str | None:

@@ -495,6 +495,7 @@ def test_a_loss_repeats_one_segment(name, rows, ratings, monkeypatch, tmp_path, 
         assert fit_model(name, rows, ratings) == expected
     client.unregister_worker_plugin("count")
     assert kill.seen > kill.n
+    assert kill.told("is gone; others do its work")
     done = Counter((tmp_path / "done").read_text().splitlines())
     repeated = [key for key, times in done.items() if times > 1]
     assert len({re.search("[0-9a-f]{12}", key)[0] for key in repeated}) <= 1
