@@ -20,9 +20,9 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(autouse=True)
 def short_limits(monkeypatch):
-    """A worker that does nothing is waited for for three seconds; ten rows are a group."""
+    """A worker that does nothing is waited for for five seconds; ten rows are a group."""
     monkeypatch.setattr(daskdml.engine.run, "GROUP_BYTES", 300)
-    with dask.config.set({"daskdml.worker-silence": "3s"}):
+    with dask.config.set({"daskdml.worker-silence": "5s"}):
         yield
 
 
