@@ -69,15 +69,10 @@ class Lossy:
 
 def summed(client, lossy):
     """The pass's sum, and what was said."""
-    said = []
-
-    def hear(event):
-        if isinstance(event, Message):
-            said.append(event.text)
-
-    with Engine(client, callbacks=[hear]).open(Made(60, 10), Needs()) as data:
+    events = []
+    with Engine(client, callbacks=[events.append]).open(Made(60, 10), Needs()) as data:
         value, _ = data.map_reduce(lossy, "lossy")
-    return value, said
+    return value, [event.text for event in events if isinstance(event, Message)]
 
 
 @pytest.mark.parametrize("what", ["task", "lossy"])
