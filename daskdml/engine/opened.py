@@ -199,10 +199,11 @@ class Opened(ABC):
                 self.engine.tell(Message(f"The worker {name} joined."))
         self._names = names
 
-    def _run(self, graph: Graph, places: Sequence[str], label: str) -> tuple[list[Any], PassTotals]:
+    def _run(
+        self, graph: Graph, places: Sequence[str], label: str, slots: int
+    ) -> tuple[list[Any], PassTotals]:
         """Results of the graph's wanted keys, then its kept ones; and what the blocks took."""
         seen: set[int] = set()
-        slots = len(self._slots())
         began = time.time()
 
         def told(record: tasks.BlockRecord) -> None:

@@ -268,7 +268,7 @@ class Data(Opened):
             read, self._recalled = self._read(parts), self._held(lanes, places)
             prefetch, held = self.plan.prefetch, self._recalled
             graph = pass_graph(fit_name(label), read, lanes, fn, prefetch, held, unit, value)
-            (part,), spent = self._run(graph, places, label)
+            (part,), spent = self._run(graph, places, label, len(places))
             self._pace.took(label, n, spent.seconds)
             value, totals = part.value, totals + spent
             self.journal.reached(Entry(label, at, value, totals))
@@ -345,7 +345,7 @@ class Data(Opened):
             graph = rounds_graph(
                 fit_name(label), read, segment, states, local, merge, self.plan.prefetch
             )
-            ended, spent = self._run(graph, places, label)
+            ended, spent = self._run(graph, places, label, len(slots))
             self._pace.took(label, groups, spent.seconds)
             states = ([*states, *(p.value for p in ended)])[-len(states) :]
             totals = totals + spent
@@ -378,9 +378,11 @@ class Data(Opened):
         pairs = zip(lanes, places, strict=True)
         return {g.index for lane, at in pairs for g in lane if self._where.get(g.index) == at}
 
-    def _run(self, graph: Graph, places: Sequence[str], label: str) -> tuple[list[Any], PassTotals]:
+    def _run(
+        self, graph: Graph, places: Sequence[str], label: str, slots: int
+    ) -> tuple[list[Any], PassTotals]:
         try:
-            ended, totals = super()._run(graph, places, label)
+            ended, totals = super()._run(graph, places, label, slots)
         except DataError as error:
             first, source = self._first(error), self.source
             raise ValueError(explain(first, source.name, source.feature_names)) from None

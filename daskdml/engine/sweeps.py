@@ -148,7 +148,7 @@ class Sweeps(Opened):
         keys = [(name, tile.index) for tile in self.tiles[walk]]
         wanted = [(f"{name}-made", tile.index) for tile in self.tiles[walk]]
         graph_of = Graph(graph, wanted, lanes, keys)
-        ended = self.runner.run(graph_of, self._places(len(keys)), lambda record: None)
+        ended = self.runner.run(graph_of, _places(len(keys), self._slots()), lambda record: None)
         return Held(ended[len(wanted) :], stored)
 
     def half_sweep(
@@ -179,7 +179,8 @@ class Sweeps(Opened):
         rule_key, tiles_key = f"{name}-rule", f"{name}-tiles"
         graph |= {rule_key: DataNode(rule_key, rule), tiles_key: DataNode(tiles_key, others)}
         lanes: dict[Any, int] = {}
-        gates = self._gates(name, len(tiles))
+        slots = self._slots()
+        gates = self._gates(name, len(tiles), len(slots))
         for at, (tile, gate) in enumerate(zip(tiles, gates, strict=True)):
             key = (name, tile.index)
             load = self._load(graph, lanes, name, walk, tile, others, gate)
@@ -190,7 +191,7 @@ class Sweeps(Opened):
             lanes[key] = at
         kept = [(name, tile.index) for tile in tiles]
         self._start(label, len(tiles) + len(others), 2 * self.n_rows)  # the other half follows
-        value, steps, totals = self._swept(name, graph, lanes, len(tiles), kept, label)
+        value, steps, totals = self._swept(name, graph, lanes, len(tiles), kept, label, slots)
         return value, Held(steps, stored), totals
 
     def strata(
@@ -260,13 +261,14 @@ class Sweeps(Opened):
             lanes[kept[-1]] = k
         kept += [known[-1].key for known in versions]
         self._start(label, n * n, self.n_rows)
-        value, steps, totals = self._swept(name, graph, lanes, n, kept, label)
+        slots = self._slots()
+        value, steps, totals = self._swept(name, graph, lanes, n, kept, label, slots)
         self._forget(*passed)
         return value, Held(steps[:n], names[0]), Held(steps[n:], names[1]), totals
 
     def _swept(
         self, name: str, graph: dict[Any, Any], lanes: dict[Any, int], n: int, kept: list[Any],
-        label: str,
+        label: str, slots: list[str],
     ) -> tuple[Any, list[Any], PassTotals]:  # fmt: skip
         """Run the graph of a sweep: the sum of what its steps found, and the factors it leaves."""
         parts = []
@@ -277,7 +279,7 @@ class Sweeps(Opened):
             parts.append(part)
         graph |= tree(f"{name}-sum", parts)
         whole = Graph(graph, [(f"{name}-sum", -1)], lanes, kept, name)
-        (part, *steps), totals = self._run(whole, self._places(n), label)
+        (part, *steps), totals = self._run(whole, _places(n, slots), label, len(slots))
         if self.store is not None:  # a lost one could not be made again once the old ones are gone
             steps = [Step(s.factors) for s in self.runner.fetch(steps)]
         self.totals = self.totals + totals
@@ -295,7 +297,8 @@ class Sweeps(Opened):
         lanes: dict[Any, int] = {}
         parts = []
         users_tiles = self.tiles["user"]
-        gates = self._gates(name, len(users_tiles))
+        slots = self._slots()
+        gates = self._gates(name, len(users_tiles), len(slots))
         for at, (tile, gate) in enumerate(zip(users_tiles, gates, strict=True)):
             key = (name, tile.index)
             load = self._load(graph, lanes, name, "user", tile, others, gate, ratings)
@@ -308,7 +311,8 @@ class Sweeps(Opened):
         graph |= tree(f"{name}-sum", parts)
         self._start(label, len(parts), self.n_rows)
         whole = Graph(graph, [(f"{name}-sum", -1)], lanes, name=name)
-        (part,), totals = self._run(whole, self._places(len(parts)), label)
+        places = _places(len(parts), slots)
+        (part,), totals = self._run(whole, places, label, len(slots))
         return part.value, totals
 
     def gram(self, held: Held, k: int) -> np.ndarray:
@@ -321,7 +325,7 @@ class Sweeps(Opened):
         }
         graph |= tree(f"{name}-sum", keys)
         whole = Graph(graph, [(f"{name}-sum", -1)], {key: n for n, key in enumerate(keys)})
-        (part,) = self.runner.run(whole, self._places(len(keys)), lambda record: None)
+        (part,) = self.runner.run(whole, _places(len(keys), self._slots()), lambda record: None)
         return part.value
 
     def _inputs(self, name: str, *sides: Held) -> tuple[dict[Any, Any], list[list[TaskRef]]]:
@@ -380,9 +384,8 @@ class Sweeps(Opened):
         graph.setdefault(key, DataNode(key, how))
         return TaskRef(key)
 
-    def _gates(self, name: str, n: int) -> list[list[TaskRef]]:
+    def _gates(self, name: str, n: int, slots: int) -> list[list[TaskRef]]:
         """What each tile's load waits for: tiles of one lane come one after the other."""
-        slots = len(self._slots())
         lanes: dict[int, list[int]] = {}
         gates: list[list[TaskRef]] = []
         for k in range(n):
@@ -391,11 +394,6 @@ class Sweeps(Opened):
             gates.append([TaskRef((name, lane[before]))] if before >= 0 else [])
             lane.append(k)
         return gates
-
-    def _places(self, n: int) -> list[str]:
-        """The worker of each tile: neighbours share one."""
-        slots = self._slots()
-        return [slots[k * len(slots) // n] for k in range(n)]
 
     def _stored(self, walk: Walk) -> str | None:
         """Name of a new array for one side's factors, where they are kept in a store."""
@@ -482,6 +480,11 @@ def _names(*sides: Held) -> set[str]:
 
 def _values(runner: Runner, steps: list[Any]) -> tuple[Any, ...]:
     return tuple(step.factors[0] for step in runner.fetch(steps))
+
+
+def _places(n: int, slots: list[str]) -> list[str]:
+    """The worker of each of n tiles: neighbours share one."""
+    return [slots[k * len(slots) // n] for k in range(n)]
 
 
 def _part(nnz: np.ndarray, tile: Tile, axis: int) -> np.ndarray:
