@@ -152,7 +152,7 @@ class FactorStore:
     def array(self, name: str, write: bool = False) -> zarr.Array[Any]:
         """Open an array."""
         store = open_store(self.url, self.options, read_only=not write)
-        opened = open_to_write if write else partial(zarr.open_array, mode="r")
+        opened = open_to_write if write else partial(zarr.open_array, mode="r", zarr_format=3)
         # Zarr's own error cannot be sent from a worker: it does not unpickle everywhere.
         with contextlib.suppress(FileNotFoundError):
             return retrying(lambda: opened(store, path=name), f"opening {name} of {self.url}")

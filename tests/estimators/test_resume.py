@@ -321,9 +321,21 @@ def test_an_interrupted_factorization_is_fitted(ratings, tmp_path):
     assert seconds < 2 and len(model.recommend(np.asarray(data.users.ids[:2]), k=3)[0]) == 2
 
 
+def six_sweeps(solver):
+    """A factorization."""
+    return dml.MatrixFactorization(4, solver=solver, max_iter=6, tol=0.0, random_state=0)
+
+
+@pytest.fixture(scope="module")
+def swept(ratings):
+    """What each solver learns undisturbed."""
+    data = open_ratings(ratings)
+    return {s: learned(fit(six_sweeps(s), data, counting([]))) for s in ("als", "sgd")}
+
+
 @pytest.mark.parametrize("solver", ["als", "sgd"])
 @pytest.mark.parametrize("at", range(1, 9))
-def test_ctrl_c_while_old_factors_are_removed(solver, at, ratings, tmp_path, monkeypatch):
+def test_ctrl_c_while_old_factors_are_removed(solver, at, ratings, swept, tmp_path, monkeypatch):
     """The factors of the model that it leaves stay in the store, and the fit goes on from them."""
     data, place, url = open_ratings(ratings), tmp_path / "fit", str(tmp_path / "factors")
     remove, removed = FactorStore.remove, []
@@ -334,19 +346,16 @@ def test_ctrl_c_while_old_factors_are_removed(solver, at, ratings, tmp_path, mon
         if len(removed) == at:
             raise KeyboardInterrupt
 
-    def made():
-        return dml.MatrixFactorization(4, solver=solver, max_iter=6, tol=0.0, random_state=0)
-
-    expected = learned(fit(made(), data, counting([]), factors_url=str(tmp_path / "whole")))
     with monkeypatch.context() as patch:
         patch.setattr(FactorStore, "remove", pressed)
-        model = made()
+        model = six_sweeps(solver)
         with contextlib.suppress(KeyboardInterrupt):  # before the first sweep has ended
             fit(model, data, counting([]), place, every="1 hour", factors_url=url)
     assert len(removed) >= at
     if hasattr(model, "n_iter_"):
         assert len(model.recommend(np.asarray(data.users.ids[:2]), k=3)[0]) == 2
-    assert learned(fit(made(), data, counting([]), place, factors_url=url)) == expected
+    again = fit(six_sweeps(solver), data, counting([]), place, factors_url=url)
+    assert learned(again) == swept[solver]
 
 
 def test_ctrl_c_does_not_wait_for_a_slow_store(rows, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from daskdml.io.factors import FactorStore, StoredFactors
+from daskdml.io.store import open_store
 
 
 @pytest.fixture
@@ -37,3 +38,20 @@ def test_saved_again(store):
     block.save(np.ones((2, 4), np.float32))
     block.save(np.zeros((2, 4), np.float32))
     assert not block.load().any()
+
+
+def test_metadata_are_asked_for_once(store, monkeypatch):
+    """A block costs one request beside its chunk: Zarr itself looks for old formats, too."""
+    block, asked = StoredFactors(store, "users", 1, (2,), 4), []
+    of = type(open_store(store.url))
+    get = of.get
+
+    async def counted(self, key, *args, **kwargs):
+        if "/c/" not in key:
+            asked.append(key)
+        return await get(self, key, *args, **kwargs)
+
+    monkeypatch.setattr(of, "get", counted)
+    block.save(np.ones((2, 4), np.float32))
+    assert asked == ["users/zarr.json"]
+    assert block.load().all() and asked == ["users/zarr.json"] * 2
