@@ -35,7 +35,8 @@ def blame(graph: Graph, key: Any) -> str:
 async def last_words(client: Any, nanny: str | None) -> str | None:
     """What the nanny of a worker that died says of its end; None where there is no nanny.
 
-    It may hear of it later than the scheduler does, and is asked until it has.
+    It may hear of it later than the scheduler does, and is asked until it knows of a death; where
+    it knew of an earlier one, that one's cause may be given.
     """
     if not nanny:
         return None

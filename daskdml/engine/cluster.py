@@ -87,7 +87,7 @@ class Cluster:
         self._bound: set[str] = set()  # to which alone the tasks under way may go, if to some
         self._most = 0  # threads of a worker, once there is a plan
         limits = TimeLimits.configured()
-        self._watch = Watch(client, share, limits, tell, checkpoint, self._looked)
+        self._watch = Watch(client, share, limits, tell, checkpoint, self._bind_anew)
         self._stalls = Stalls(self._watch)
         self._watch.look(now=True)
         share.check_named(self._watch.facts)
@@ -143,10 +143,6 @@ class Cluster:
     def make_room(self, nbytes: int) -> None:
         """On the workers that are used."""
         self._on_workers(cap_blocks, nbytes, workers=self._addresses)
-
-    def _looked(self) -> None:
-        self._bind_anew()
-        self._stalls.look(self._token)
 
     def _bind_anew(self) -> None:
         """Tasks whose workers are lost, or take none any more, go to others."""
@@ -228,7 +224,7 @@ class Cluster:
 
         def look() -> None:
             if seconds is None:
-                self._watch.mind()
+                self._mind()
             there = {fact.address for fact in self._watch.facts}
             if by_task:
                 there -= self._watch.full()
@@ -273,10 +269,6 @@ class Cluster:
             every = self.client.get(layers, keys, sync=False, priority=self.share.priority)
         futures, kept = every[: len(graph.wanted)], every[len(graph.wanted) :]
 
-        async def gather() -> list[Any]:
-            await _done(futures[-1])
-            return list(await self.client.gather(futures, asynchronous=True))
-
         def hear() -> None:
             with suppress(queue.Empty):
                 record = heard.get(timeout=TICK)
@@ -285,15 +277,23 @@ class Cluster:
                         self._stalls.heard()
                         self._watch.heard_of(record.worker)
                     told(record)
-            self._watch.mind()
+            self._mind()
 
         try:
-            found = self._watch.wait(gather(), look=hear, ended=partial(heard.put, None))
+            values = self._values(futures, futures[-1:])
+            found = self._watch.wait(values, look=hear, ended=partial(heard.put, None))
             return [*map(aligned, found), *kept]
         except BaseException:
             if not self._watch.lost:
                 self.client.cancel(every, force=True)
             raise
+        finally:
+            self._stalls.heard()
+
+    def _mind(self) -> None:
+        """Look at the cluster, and for tasks that it has lost."""
+        self._watch.mind()
+        self._stalls.look(self._token)
 
     def _strict(self, graph: Graph, places: Sequence[str]) -> HighLevelGraph:
         """The graph whose tasks may only run where, and as many at a time as, the fit may use."""
@@ -355,8 +355,15 @@ class Cluster:
     def fetch(self, kept: list[Any]) -> list[Any]:
         """The values, brought here from the workers."""
         with self._explained():
-            found = self._watch.wait(self.client.gather(kept, asynchronous=True))
+            futures = [one for one in kept if hasattr(one, "client")]
+            found = self._watch.wait(self._values(kept, futures))
             return [aligned(value) for value in found]
+
+    async def _values(self, kept: list[Any], ends: list[Any]) -> list[Any]:
+        """The values, brought here, once some futures have ended."""
+        for future in ends:
+            await _done(future)
+        return list(await self.client.gather(kept, asynchronous=True))
 
     def forget(self, token: str) -> dict[str, int]:
         """Drop a fit's pinned blocks on every worker, as far as they answer in time."""
@@ -365,7 +372,8 @@ class Cluster:
         try:
             leaving = self.client.run_on_scheduler(leave, token, asynchronous=True)
             self._watch.wait(leaving, FORGET, lambda: None)
-            there = [fact.address for fact in self._watch.survey()]  # none that has just died
+            asking = self.client.scheduler.identity(n_workers=-1)  # none that has just died
+            there = list(self._watch.wait(asking, FORGET, lambda: None)["workers"])
             found = self._on_workers(_forget, token, workers=there, seconds=FORGET)
             return {name: peak for name, peak in found.items() if isinstance(peak, int)}
         except (OSError, CancelledError, RuntimeError):

@@ -38,7 +38,7 @@ class TimeLimits:
         A worker of which the scheduler has heard nothing for so long is frozen or cut off, and
         removed from the cluster: others do its work. Dask's own limit, its ``worker-ttl``, is five
         minutes. A task that holds Python's lock for longer is taken for a frozen worker, too. For
-        as long a worker that is paused, or does nothing of what it was given, is waited for.
+        as long a worker that is paused, or knows nothing of what it was given, is waited for.
     scheduler_silence : float, default=60
         A scheduler that has not answered for so long is given up.
     wait_for_workers : float, default=300

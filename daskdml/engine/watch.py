@@ -73,6 +73,11 @@ class Watch:
         self._none = Reminder()
 
     @property
+    def interval(self) -> float:
+        """Seconds between two looks at the cluster: more on large ones, as between heartbeats."""
+        return max(self.limits.interval, len(self.facts) / 100)
+
+    @property
     def lost(self) -> bool:
         """Whether the connection to the scheduler has broken since the fit began."""
         client = self.client
@@ -171,8 +176,7 @@ class Watch:
         RuntimeError
             If a worker computes with other versions.
         """
-        began = time.monotonic()
-        interval = max(self.limits.interval, len(self.facts) / 100)  # as heartbeats grow rarer
+        began, interval = time.monotonic(), self.interval
         if not now and began - self._looked < interval:
             return False
         if not self._looking.acquire(blocking=now):

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import dataclass
 
 import dask
+import dask.array as da
+import numpy as np
 import pytest
-from distributed import Client, get_worker
+from distributed import Client, Event, get_worker, secede
 
 import daskdml.engine.run
-from daskdml import Engine
+from daskdml import Engine, Ridge
 from daskdml.engine.memory import Needs
-from daskdml.events import Message
+from daskdml.engine.run import Inline
+from daskdml.engine.stalls import given_to
+from daskdml.engine.survey import NOTE
+from daskdml.events import BlockEnd, Message
 from tests.engine.processes import Processes
 from tests.engine.sources import Made, total
 
@@ -34,11 +41,9 @@ def client():
         yield client
 
 
-def forget(keys):
+def forget(keys, worker):
     """Have the worker forget tasks, and its scheduler not hear of it."""
     from distributed.worker_state_machine import FreeKeysEvent
-
-    worker = get_worker()
 
     def lose():
         with pytest.MonkeyPatch.context() as patch:
@@ -50,20 +55,21 @@ def forget(keys):
 
 @dataclass
 class Lossy:
-    """Block -> its sum; `what` is lost by the worker at the block of row 20, so many `times`."""
+    """Block -> its sum; `what` is lost at the block of row 20, so many `times` in each case."""
 
     what: str
     times: int
+    case: str = ""
 
     def __call__(self, block):
         """Sum of a block's rows."""
         worker = get_worker()
-        lost = vars(worker).setdefault(f"lost_{self.what}", [])
+        lost = vars(worker).setdefault(f"lost_{self.what}_{self.case}", [])
         if block.start == 20 and len(lost) < self.times:
             lost.append(block.start)
             task = worker.get_current_task()
             known = [key for key in worker.state.tasks if self.what in str(key)]
-            forget([task] if self.what == "task" else known)
+            forget([task] if self.what == "task" else known, worker)
         return total(block)
 
 
@@ -87,3 +93,86 @@ def test_what_is_lost_again_and_again(client):
     """It ends in an error that names the task."""
     with pytest.raises(RuntimeError, match=r"'lossy-.*, 2\).* was sent 4 times .* lost track"):
         summed(client, Lossy("task", 99))
+
+
+def linger(name):
+    """A neighbour's task that gives its thread back, and stays."""
+    secede()
+    Event(name).wait(60)
+
+
+def test_a_neighbour_that_stays_hides_nothing(client):
+    """What is lost is sent again, though its worker does something else all the while."""
+    theirs = client.submit(linger, "go", pure=False)
+    value, said = summed(client, Lossy("task", 1, "beside"))
+    assert value == total(Made(60, 10).read(0, 60)[0]) and not theirs.done()
+    assert any("Dask has lost " in text for text in said)
+    Event("go", client=client).set()
+    theirs.result(30)
+
+
+def lose_all(dask_worker):
+    """Have a worker forget what it has not begun of a fit, but none of its data."""
+    tasks = dask_worker.state.tasks.values()
+    forget([t.key for t in tasks if t.state in ("waiting", "ready")], dask_worker)
+
+
+@pytest.mark.parametrize("kind", ["persisted", "scattered"])
+def test_data_of_others_stay(kind, client, tmp_path):
+    """Rows that a fit did not make are neither made anew nor lost, where it is sent again."""
+    rng = np.random.default_rng(0)
+    rows, y = rng.standard_normal((400, 5)), rng.standard_normal(400)
+    log = str(tmp_path / "log")
+
+    def made(at):
+        with open(log, "a") as file:
+            file.write("made\n")
+        return rows[at : at + 20]
+
+    with client.as_current():
+        blocks = [
+            da.from_delayed(
+                client.scatter(made(at)) if kind == "scattered" else dask.delayed(made)(at),
+                (20, 5), float,
+            )
+            for at in range(0, 400, 20)
+        ]  # fmt: skip
+        X = da.concatenate(blocks)
+        X = X if kind == "scattered" else X.persist()
+        seen, said = [], []
+
+        def heard(event):
+            if isinstance(event, BlockEnd):
+                seen.append(event)
+                if len(seen) == 1:
+                    client.run(lose_all)
+            elif isinstance(event, Message):
+                said.append(event.text)
+
+        with Engine(client, callbacks=[heard]):
+            found = Ridge().fit(X, y)
+    with Engine(Inline()):
+        expected = Ridge().fit(rows, y)
+    np.testing.assert_allclose(found.coef_, expected.coef_)
+    assert any("Dask has lost " in text for text in said)
+    assert len((tmp_path / "log").read_text().split()) == 20
+
+
+def send_much(address, dask_scheduler):
+    """Have the scheduler send more to a worker than the system takes at once."""
+    dask_scheduler.stream_comms[address].send({"op": "much", "bytes": b"x" * 50_000_000})
+
+
+def test_what_is_under_way_is_not_lost():
+    """While messages to a worker wait to be sent, nothing is said of its tasks."""
+    with Processes(1) as cluster, Client(cluster.address, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=60)
+        ((address, pid),) = client.run(os.getpid).items()
+        with dask.annotate(**{NOTE: "fit"}):
+            future = client.submit(Event("never").wait, 60, key="waits", pure=False)
+        while not client.run_on_scheduler(given_to, "fit"):
+            assert future.status == "pending"
+        os.kill(pid, signal.SIGSTOP)
+        client.run_on_scheduler(send_much, address)
+        assert client.run_on_scheduler(given_to, "fit") == {}
+        os.kill(pid, signal.SIGKILL)

@@ -327,10 +327,13 @@ def six_sweeps(solver):
 
 
 @pytest.fixture(scope="module")
-def swept(ratings):
-    """What each solver learns undisturbed."""
-    data = open_ratings(ratings)
-    return {s: learned(fit(six_sweeps(s), data, counting([]))) for s in ("als", "sgd")}
+def swept(ratings, tmp_path_factory):
+    """What each solver learns undisturbed, with its factors in a store."""
+    data, found = open_ratings(ratings), {}
+    for solver in ("als", "sgd"):
+        url = str(tmp_path_factory.mktemp("swept") / solver)
+        found[solver] = learned(fit(six_sweeps(solver), data, counting([]), factors_url=url))
+    return found
 
 
 @pytest.mark.parametrize("solver", ["als", "sgd"])
