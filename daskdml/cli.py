@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from daskdml import __version__
-from daskdml.engine.checkpoint import (
-    CheckpointError,
-    CheckpointPlace,
-    checkpoint_place,
-    list_checkpoints,
-)
+from daskdml.engine.checkpoint import CheckpointPlace, checkpoint_place, list_checkpoints
+from daskdml.engine.listing import CheckpointError
 from daskdml.io.store import filesystem, retrying
 from daskdml.units import bytes_text
 
@@ -38,10 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checkpoints.add_argument("url", help="the folder that Engine(checkpoint=) named")
     args = parser.parse_args(arguments)
     try:
-        fit, listed = _listed(checkpoint_place(args.url, 0, 1, None))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", RuntimeWarning)
+            fit, listed = _listed(checkpoint_place(args.url, 0, 1, None))
     except (OSError, ImportError, ValueError) as error:
         sys.stderr.write(f"daskdml: {error}\n")
         return 1
+    for warning in told:
+        sys.stderr.write(f"daskdml: {warning.message}\n")
     sys.stdout.write(", ".join(f"{key} {value}" for key, value in fit.items()) + "\n\n")
     rows = [COLUMNS, *(_row(entry) for entry in listed)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(COLUMNS))]

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -17,28 +16,17 @@ from typing import Any
 
 from dask.utils import parse_timedelta
 
+from daskdml.engine.listing import FORMAT, POINTER, CheckpointError, checksum, entry_of, found_at
 from daskdml.engine.survey import NUMERICAL
 from daskdml.io.durable import put_file
 from daskdml.io.options import StorageOptions, quiet
 from daskdml.io.states import DamagedError, decode_state, digest, encode_state
 from daskdml.io.store import filesystem, is_local, resolve_url, retrying
 
-FORMAT = 1
-"""Of checkpoints."""
-
-LATEST = 2**37
-"""Seconds since 1970 that `datetime` still knows."""
-
-POINTER = "latest.json"
 PROBE, PROBE_NBYTES = "probe", 10_000  # a full disk still takes empty files
-_NAME = re.compile(r"[0-9]{6,}\.state")
 
 _LEFT: dict[str, Future[None]] = {}
 """What fits that were interrupted are still writing, by URL."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that belongs to another fit, or a place where none can be kept."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +56,7 @@ class Checkpoints:
 
     The pointer lists those that are whole, newest first; a state is written by a thread of its own
     while the fit goes on. Readers see the old list or the new one, also where nothing can be
-    renamed.
+    renamed. Each state has what the list says of it, so that a damaged list is made again.
     """
 
     def __init__(self, place: CheckpointPlace) -> None:
@@ -81,12 +69,13 @@ class Checkpoints:
         self._fit: dict[str, Any] | None = None
         self._listed: list[dict[str, Any]] = []
         self._damaged: list[dict[str, Any]] = []
+        self._highest = 0
         if place.url in _LEFT:
             wait([_LEFT.pop(place.url)])
         self._try_to_write()
-        found = _pointer(self._fs, self._path, place.url)
-        if found is not None and found[1]:
-            self._fit, self._listed = found
+        found = found_at(self._fs, self._path, place.url)
+        if found is not None and found.listed:
+            self._fit, self._listed, self._highest = found.fit, found.listed, found.highest
 
     def claim(self, fingerprint: Mapping[str, Any]) -> None:
         """Say which fit this is.
@@ -137,14 +126,21 @@ class Checkpoints:
             name = f"{self.place.url}/{entry['name']}"
             try:
                 encoded = retrying(lambda n=entry["name"]: self._get(n), f"reading {name}")  # type: ignore[misc]
-                mark, state = decode_state(encoded)
-                if mark != self.mark:
+                head, state = decode_state(encoded)
+                if json.loads(head)[0] != self._fit:
                     raise DamagedError("it is of another fit")
                 missing = [each for each in entry.get("names", ()) if each not in there]
                 if missing:
                     raise DamagedError(f"{missing[0]}, which it names, is gone")
                 return state
-            except (FileNotFoundError, IsADirectoryError, TypeError, ValueError) as error:
+            except (
+                FileNotFoundError,
+                IsADirectoryError,
+                LookupError,
+                RecursionError,
+                TypeError,
+                ValueError,
+            ) as error:
                 why = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
                 warnings.warn(
                     f"the checkpoint {name} is damaged ({why}); the one before it is taken, or the "
@@ -198,14 +194,15 @@ class Checkpoints:
 
     def _write(self, state: Callable[[], Any], facts: dict[str, Any]) -> None:
         known = [*self._listed, *self._damaged]
-        number = 1 + max((entry["number"] for entry in known), default=0)
-        name, encoded = f"{number:06d}.state", encode_state([self.mark, state()])
-        found = _pointer(self._fs, self._path, self.place.url)
-        if found is not None and found[1] and found[0] != self._fit:
+        number = 1 + max([self._highest, *(entry["number"] for entry in known)])
+        facts = facts | {"written": time.time()}
+        encoded = encode_state([json.dumps([self._fit, facts]), state()])
+        name = f"{number:06d}.state"
+        found = found_at(self._fs, self._path, self.place.url, tell=False)
+        if found is not None and found.listed and found.fit != self._fit:
             raise CheckpointError("another fit has begun to keep its own there; name another URL")
         retrying(lambda: self._put(name, encoded), f"writing {self.place.url}/{name}")
-        entry = {"number": number, "name": name, "nbytes": len(encoded), "written": time.time()}
-        listed = [entry | facts, *self._listed]
+        listed = [entry_of(name, len(encoded), facts), *self._listed]
         self._put_pointer(listed[: self.place.keep])
         for old in [*listed[self.place.keep :], *self._damaged]:
             with contextlib.suppress(IsADirectoryError):
@@ -231,7 +228,8 @@ class Checkpoints:
             ) from error
 
     def _put_pointer(self, listed: list[dict[str, Any]]) -> None:
-        text = json.dumps({"format": FORMAT, "fit": self._fit, "checkpoints": listed}, indent=1)
+        pointer = {"format": FORMAT, "fit": self._fit, "checkpoints": listed}
+        text = json.dumps(pointer | {"sha256": checksum(pointer)}, indent=1)
         name = f"{self.place.url}/{POINTER}"
         retrying(lambda: self._put(POINTER, text.encode()), f"writing {name}")
 
@@ -258,50 +256,6 @@ def _folder(place: CheckpointPlace) -> tuple[Any, str]:
     return fs, path.rstrip("/")
 
 
-def _pointer(fs: Any, path: str, url: str) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    """The fit and its checkpoints that a folder's pointer lists; None where there is none."""
-    fs.invalidate_cache()
-    name = f"{url}/{POINTER}"
-    try:
-        text = retrying(lambda: fs.cat_file(f"{path}/{POINTER}"), f"reading {name}")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except IsADirectoryError:
-        text = b""
-    unreadable = CheckpointError(
-        f"{name} is no list of checkpoints; name another URL, or remove it"
-    )
-    try:
-        pointer = dict(json.loads(bytes(text)))
-        has = pointer["format"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise unreadable from error
-    if type(has) is int and has > FORMAT:
-        raise CheckpointError(
-            f"{name} is of a newer daskdml: it has format {has}, and this one knows {FORMAT}; use "
-            "the newer one, or name another URL"
-        )
-    try:
-        fit, listed = dict(pointer["fit"]), list(pointer["checkpoints"])
-        if has != FORMAT or not all(_is_entry(entry) for entry in listed):
-            raise ValueError("what no checkpoint has")
-    except (ValueError, KeyError, TypeError) as error:
-        raise unreadable from error
-    return fit, listed
-
-
-def _is_entry(entry: dict[str, Any]) -> bool:
-    """Whether what a pointer lists may be a checkpoint."""
-    numbers = [entry["written"], *(entry[k] for k in ("objective", "gap") if entry[k] is not None)]
-    return (
-        bool(_NAME.fullmatch(entry["name"]))
-        and all(type(entry[k]) is int for k in ("number", "nbytes", "n_iter"))
-        and all(type(number) in (int, float) for number in numbers)
-        and 0 <= entry["written"] < LATEST
-        and all(type(name) is str for name in entry.get("names", ()))
-    )
-
-
 def _told_first(key: str) -> tuple[bool, str]:
     """The order in which differences are looked for: another estimator has other parameters."""
     return key not in ("estimator", "version", *NUMERICAL), key
@@ -309,8 +263,8 @@ def _told_first(key: str) -> tuple[bool, str]:
 
 def recall(place: CheckpointPlace, key: str) -> Any:
     """What the fingerprint of the checkpoints that are at a place says, or None."""
-    found = _pointer(*_folder(place), place.url)
-    return found[0].get(key) if found is not None and found[1] else None
+    found = found_at(*_folder(place), place.url, tell=False)
+    return found.fit.get(key) if found is not None and found.listed else None
 
 
 def list_checkpoints(place: CheckpointPlace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -320,11 +274,13 @@ def list_checkpoints(place: CheckpointPlace) -> tuple[dict[str, Any], list[dict[
     ------
     FileNotFoundError
         Where there are none.
+    CheckpointError
+        Where their list is damaged, and they do not tell what it said.
     """
-    found = _pointer(*_folder(place), place.url)
+    found = found_at(*_folder(place), place.url)
     if found is None:
         raise FileNotFoundError(f"there are no checkpoints at {place.url}")
-    return found
+    return found.fit, found.listed
 
 
 def checkpoint_place(

@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DamagedError", "decode_state", "digest", "encode_state"]
+__all__ = ["DamagedError", "decode_state", "digest", "encode_state", "head_of"]
 
 _MAGIC = b"daskdml state 1\n"
 _HEAD = struct.Struct("<QQ")  # bytes of the tree and of the arrays
 _DIGEST = hashlib.sha256().digest_size
 _KINDS = "biufcSU"  # of arrays: nothing that would hold objects
 _MOST_AXES = 64  # of an array of NumPy
+_UNREADABLE = (
+    ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
 
 
 class DamagedError(ValueError):
@@ -77,6 +80,38 @@ def decode_state(encoded: bytes | bytearray) -> Any:
         If the bytes are not those that were written, name what this version does not know, or have
         arrays that together take more bytes than there are.
     """
+    tree, data = _opened(encoded)
+    try:
+        return _from_tree(tree, _Arrays(data))
+    except _UNREADABLE as error:
+        raise DamagedError(f"this version of daskdml cannot read it: {error}") from error
+
+
+def head_of(encoded: bytes | bytearray) -> str:
+    """The text that a state begins with, which is a list; nothing else of it is made.
+
+    Raises
+    ------
+    DamagedError
+        If the bytes are not those that were written, or begin with something else.
+
+    Examples
+    --------
+    >>> head_of(encode_state(["step 3", np.zeros(1000)]))
+    'step 3'
+    """
+    tree, _ = _opened(encoded)
+    try:
+        text = tree["list"][0]
+    except _UNREADABLE as error:
+        raise DamagedError(f"this version of daskdml cannot read it: {error}") from error
+    if not isinstance(text, str):
+        raise DamagedError("it begins with no text")
+    return text
+
+
+def _opened(encoded: bytes | bytearray) -> tuple[Any, memoryview]:
+    """The tree of a whole state, and the bytes of its arrays."""
     start = len(_MAGIC) + _HEAD.size
     body = memoryview(encoded)[:-_DIGEST]
     if not encoded.startswith(_MAGIC) or len(encoded) < start + _DIGEST:
@@ -87,16 +122,8 @@ def decode_state(encoded: bytes | bytearray) -> Any:
     if len(body) != start + n_tree + n_data:
         raise DamagedError("its lengths do not add up")
     try:
-        tree = json.loads(bytes(body[start : start + n_tree]))
-        return _from_tree(tree, _Arrays(body[start + n_tree :]))
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+        return json.loads(bytes(body[start : start + n_tree])), body[start + n_tree :]
+    except _UNREADABLE as error:
         raise DamagedError(f"this version of daskdml cannot read it: {error}") from error
 
 

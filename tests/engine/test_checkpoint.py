@@ -1,25 +1,33 @@
 """A fit that was broken off goes on from its checkpoint, and ends with the same bits."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
+from typing import ClassVar
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from daskdml import Engine, LogisticRegression, MiniBatchKMeans, Ridge
 from daskdml.engine.cache import PINNED
-from daskdml.engine.checkpoint import CheckpointError
+from daskdml.engine.checkpoint import checkpoint_place, list_checkpoints
+from daskdml.engine.listing import CheckpointError
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Data
-from daskdml.events import Message, PassEnd
+from daskdml.events import Message, PassEnd, PassStart
 from daskdml.io import open_dataset, write_dataset
 from daskdml.io.sources import as_source
+from daskdml.io.states import encode_state
 from tests.conftest import workers
 
 SOLVERS = {"newton": {"tol": 1e-9}, "lbfgs": {"tol": 1e-9}, "sgd": {"tol": 1e-4}}
@@ -127,6 +135,132 @@ def test_a_damaged_checkpoint(rows, tmp_path):
         assert fitted(rows, "newton", place) == expected
 
 
+def altered(text, old, new):
+    """A list with a fact changed, and the checksum as it was."""
+    assert old in text
+    return text.replace(old, new, 1)
+
+
+LISTS = {
+    "cut": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "null": lambda text: "null",
+    "no checksum": lambda text: altered(text, '"sha256"', '"sha255"'),
+    "fit": lambda text: altered(text, '"C": 1.0', '"C": 3.0'),
+    "format": lambda text: altered(text, '"format": 2', '"format": 3'),
+    "step": lambda text: altered(text, '"n_iter": 5', '"n_iter": 4'),
+    "entry": lambda text: altered(text, '"ended"', '"endea"'),
+}
+
+
+@pytest.mark.parametrize("damage", LISTS)
+def test_a_damaged_list_is_made_again(damage, rows, tmp_path):
+    """From the states beside it, with a warning that names it: the fit goes on, and mends it."""
+    expected, place, said = fitted(rows, "newton"), tmp_path / "fit", []
+    with pytest.raises(Broken):
+        fitted(rows, "newton", place, stop=6)
+    at, listing = place / "latest.json", checkpoint_place(place, 60, 2, None)
+    whole, text = list_checkpoints(listing), at.read_text()
+    at.write_text(LISTS[damage](text))
+    with pytest.warns(RuntimeWarning, match=r"latest\.json is no list .* or a damaged one") as told:
+        assert list_checkpoints(listing) == whole
+    names = [entry["name"] for entry in whole[1]]
+    assert len(names) == 2 and str(told[0].message).endswith(f": {', '.join(names)}")
+    assert at.read_text() == LISTS[damage](text)
+    with pytest.warns(RuntimeWarning, match=r"latest\.json is no list .* or a damaged one"):
+        assert fitted(rows, "newton", place, said=said) == expected
+    assert any(f"Goes on after step {whole[1][0]['n_iter']} " in text for text in said)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list_checkpoints(listing)[0] == whole[0]
+
+
+def test_a_damaged_list_of_another_fit(rows, tmp_path):
+    """Its states tell what they are of: no other fit takes them, or writes over anything."""
+    with pytest.raises(Broken):
+        fitted(rows, "newton", tmp_path, stop=3)
+    (tmp_path / "latest.json").write_text("{")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with (
+        pytest.warns(RuntimeWarning, match="a damaged one"),
+        pytest.raises(
+            CheckpointError, match=r"another fit: solver was 'newton' and is now 'lbfgs'"
+        ),
+    ):
+        fitted(rows, "lbfgs", tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_damaged_list_whose_states_do_not_tell_enough(rows, tmp_path):
+    """Where some are not whole they are left alone; where all are, or two fits', it is an error."""
+    expected, place, at = fitted(rows, "newton"), tmp_path / "fit", tmp_path / "fit/latest.json"
+    with pytest.raises(Broken):
+        fitted(rows, "newton", place, stop=5)
+    old, new = sorted(place.glob("*.state"))
+    damaged = new.read_bytes()[:-1] + b"x"
+    new.write_bytes(damaged)
+    at.write_text("{")
+    shutil.copytree(place, tmp_path / "two")
+    shutil.copytree(place, tmp_path / "none")
+    with pytest.warns(RuntimeWarning, match=f"a damaged one .* beside it: {old.name}$"):
+        assert fitted(rows, "newton", place) == expected
+    assert new.read_bytes() == damaged
+
+    fitted(rows, "lbfgs", tmp_path / "other")
+    last = max((tmp_path / "other").glob("*.state"))
+    (tmp_path / "two/000099.state").write_bytes(last.read_bytes())
+    (tmp_path / "none" / old.name).write_bytes(b"")
+    for name, why in (
+        (
+            "two",
+            rf"or a damaged one .* 000099\.state and {old.name} beside it are of two fits; rem",
+        ),
+        ("none", r"latest\.json is no list .* or a damaged one .* no whole .*; remove it, or name"),
+    ):
+        before = {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+        for solver in ("newton", "lbfgs"):
+            with pytest.raises(CheckpointError, match=why):
+                fitted(rows, solver, tmp_path / name)
+        assert {f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} == before
+
+
+def test_a_list_that_is_damaged_while_its_fit_runs(rows, tmp_path):
+    """The next checkpoint mends it; nothing of the fit is lost."""
+    expected, at = fitted(rows, "newton"), tmp_path / "latest.json"
+
+    def heard(event):
+        if isinstance(event, PassEnd) and at.exists():
+            at.write_bytes(b"")
+
+    with warnings.catch_warnings(), Engine(callbacks=[heard], checkpoint=tmp_path, every=0):
+        warnings.simplefilter("error", RuntimeWarning)
+        model = LogisticRegression(solver="newton", random_state=0, **SOLVERS["newton"])
+        model.fit(open_dataset(rows))
+    assert model.coef_.tobytes() == expected[0]
+    _, listed = list_checkpoints(checkpoint_place(tmp_path, 60, 2, None))
+    assert [entry["ended"] for entry in listed] == [True, False]
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_so_many_are_kept(keep, rows, tmp_path):
+    """The newest, of as many steps; each is enough to go on from."""
+    expected, said = fitted(rows, "newton"), []
+    with pytest.raises(Broken):
+        fitted(rows, "newton", tmp_path, stop=5, keep=keep)
+    _, listed = list_checkpoints(checkpoint_place(tmp_path, 60, keep, None))
+    numbers = [entry["number"] for entry in listed]
+    assert numbers == list(range(numbers[0], numbers[0] - keep, -1)) and numbers[0] > keep
+    there = sorted(file.name for file in tmp_path.iterdir())
+    assert there == [*sorted(entry["name"] for entry in listed), "latest.json"]
+    for entry in listed[:-1]:
+        (tmp_path / entry["name"]).unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        assert fitted(rows, "newton", tmp_path, said=said, keep=keep) == expected
+    assert any(f"Goes on after step {listed[-1]['n_iter']} " in text for text in said)
+    assert len(list(tmp_path.glob("*.state"))) == keep
+
+
 def test_another_fit_is_refused(rows, tmp_path, monkeypatch):
     """Other parameters or data are refused with what differs, and nothing is overwritten."""
     place = tmp_path / "fit"
@@ -143,6 +277,10 @@ def test_another_fit_is_refused(rows, tmp_path, monkeypatch):
         LogisticRegression(solver="newton", random_state=0, tol=1e-9).fit(X, np.arange(6000) % 2)
     with Engine(checkpoint=place), pytest.raises(CheckpointError, match="another fit: estimator"):
         Ridge().fit(open_dataset(rows))
+    with monkeypatch.context() as patch:
+        patch.setattr("daskdml.estimators.fitting.__version__", "9.9")
+        with pytest.raises(CheckpointError, match=r"fit: version was '.*' and is now '9\.9'; name"):
+            fitted(rows, "newton", place)
     monkeypatch.setattr(np, "__version__", "0.1")
     with pytest.raises(CheckpointError, match=r"another fit: numpy was .* and is now '0.1'"):
         fitted(rows, "newton", place)
@@ -210,13 +348,17 @@ def test_a_removed_folder_is_made_again(rows, tmp_path):
     assert (place / "latest.json").exists()
 
 
-def test_seeds_that_were_drawn_are_kept(rows, tmp_path):
-    """With random_state=None the second call has the seed of the first."""
+@pytest.mark.filterwarnings("ignore:.*or a damaged one:RuntimeWarning")
+@pytest.mark.parametrize("damaged", [False, True])
+def test_seeds_that_were_drawn_are_kept(damaged, rows, tmp_path):
+    """With random_state=None the second call has the seed of the first; from the states, too."""
     with pytest.raises(Broken), Engine(
         callbacks=[stop_after(2)], checkpoint=tmp_path / "fit", every=0
     ):  # fmt: skip
         LogisticRegression(solver="sgd").fit(open_dataset(rows))
     seed = json.loads((tmp_path / "fit/latest.json").read_text())["fit"]["seed"]
+    if damaged:
+        (tmp_path / "fit/latest.json").write_text("{")
     with Engine(checkpoint=tmp_path / "fit"):
         model = LogisticRegression(solver="sgd").fit(open_dataset(rows))
     plain = LogisticRegression(solver="sgd", random_state=None)
@@ -295,6 +437,20 @@ def test_states_of_another_fit_are_not_taken(rows, tmp_path):
         assert fitted(rows, "newton", tmp_path / "a") == expected
 
 
+@pytest.mark.parametrize("head", [None, "", "{}", "[]", "[{}, 1]", "[" * 100_000])
+def test_states_that_do_not_tell_their_fit(head, rows, tmp_path):
+    """Whole by their checksum, and yet no states: not taken, nor is a list made of them."""
+    expected = fitted(rows, "newton", tmp_path)
+    for path in tmp_path.glob("*.state"):
+        path.write_bytes(encode_state([head, None]))
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    with pytest.warns(RuntimeWarning, match="is damaged"):
+        assert fitted(rows, "newton", tmp_path) == expected
+    (tmp_path / "copy/latest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"a damaged one .* no whole checkpoint"):
+        fitted(rows, "newton", tmp_path / "copy")
+
+
 def test_two_fits_at_one_place(rows, tmp_path):
     """The one that began to write later is told that another one has its own there."""
     expected = fitted(rows, "newton")
@@ -313,13 +469,33 @@ def test_two_fits_at_one_place(rows, tmp_path):
 
 
 def test_names_cannot_lead_out_of_the_folder(rows, tmp_path):
-    """A list that names files elsewhere is refused."""
+    """A list that names files elsewhere is refused, even with the right checksum."""
     entry = {"number": 1, "name": "../000001.state", "nbytes": 1, "n_iter": 1, "written": 1}
     entry |= {"objective": None, "gap": None, "ended": False}
-    listed = {"format": 1, "fit": {}, "checkpoints": [entry]}
-    (tmp_path / "latest.json").write_text(json.dumps(listed))
+    sign(tmp_path, [entry])
     with pytest.raises(CheckpointError, match="no list of checkpoints"):
         fitted(rows, "newton", tmp_path)
+    sign(tmp_path, [entry | {"name": "000001.state"}])
+    assert list_checkpoints(checkpoint_place(tmp_path, 60, 2, None))[1][0]["number"] == 1
+
+
+def sign(folder, entries):
+    """Put a list whose checksum is right."""
+    listed = {"format": 2, "fit": {}, "checkpoints": entries}
+    canonical = json.dumps(listed, sort_keys=True, separators=(",", ":")).encode()
+    listed["sha256"] = hashlib.sha256(canonical).hexdigest()
+    (folder / "latest.json").write_text(json.dumps(listed))
+
+
+@pytest.mark.parametrize("key", ["number", "nbytes", "n_iter", "written", "ended", "objective"])
+def test_entries_that_lack_something(key, tmp_path):
+    """What lists and commands show of a checkpoint is there, and of its type, or it is an error."""
+    entry = {"number": 1, "name": "000001.state", "nbytes": 1, "n_iter": 1, "written": 1}
+    entry |= {"objective": 0.5, "gap": None, "ended": False, "names": []}
+    for wrong in ({}, {key: "1"}, {key: [1]}, {key: 10**400}, {key: -(10**400)}):
+        sign(tmp_path, [{k: v for k, v in entry.items() if k != key} | wrong])
+        with pytest.raises(CheckpointError, match=r"latest\.json is no list of checkpoints"):
+            list_checkpoints(checkpoint_place(tmp_path, 60, 2, None))
 
 
 def test_a_newer_format_is_named(rows, tmp_path):
@@ -350,11 +526,6 @@ def test_bad_places_are_told_at_once(rows, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="checkpoints cannot be written at"):
         fitted(rows, "newton", tmp_path / "file")
-    if os.getuid():
-        locked = tmp_path / "locked"
-        locked.mkdir(mode=0o500)
-        with pytest.raises(PermissionError, match="checkpoints cannot be written at"):
-            fitted(rows, "newton", locked / "fit")
     (tmp_path / "latest.json").write_text("[]")
     with pytest.raises(CheckpointError, match="no list of checkpoints"):
         fitted(rows, "newton", tmp_path)
@@ -364,6 +535,86 @@ def test_bad_places_are_told_at_once(rows, tmp_path):
         pytest.raises(ValueError, match="partial_fit of minibatchkmeans keeps no checkpoints"),
     ):
         MiniBatchKMeans(2).partial_fit(rows)
+
+
+class ReadOnly(MemoryFileSystem):
+    """Files in memory that nobody may write: what S3 makes of a 403."""
+
+    protocol = "readonly"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("readonly://"))
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        """Write a file."""
+        raise PermissionError(errno.EACCES, "Access Denied")
+
+
+fsspec.register_implementation("readonly", ReadOnly, clobber=True)
+
+
+def refused(url, place, error, **options):
+    """A place that cannot be written is told with no pass over the rows, and gets nothing."""
+    passes = []
+
+    def heard(event):
+        if isinstance(event, PassStart | PassEnd):
+            passes.append(event)
+
+    with (
+        Engine(callbacks=[heard], checkpoint=place, **options),
+        pytest.raises(error, match=f"checkpoints cannot be written at {place}: .*; name a folder"),
+    ):
+        LogisticRegression(solver="newton").fit(open_dataset(url))
+    assert not passes
+
+
+def test_places_that_cannot_be_written(rows, tmp_path):
+    """Below a file, in a system's own folder, in a read-only store: told before the first pass."""
+    (tmp_path / "file").write_text("")
+    refused(rows, tmp_path / "file/fit", NotADirectoryError)
+    refused(rows, "readonly://bucket/fit", PermissionError)
+    if sys.platform == "linux":
+        refused(rows, "/proc/fit", FileNotFoundError)
+
+
+NOBODY = """
+import os, sys
+import numpy as np
+import daskdml as dml
+import daskdml.estimators.fitting  # nobody may not write what Numba caches
+from daskdml.events import PassEnd, PassStart
+
+def heard(event):
+    if isinstance(event, PassStart | PassEnd):
+        os._exit(3)
+
+model, X = dml.Ridge(), np.eye(5)
+with dml.Engine(callbacks=[heard], checkpoint=sys.argv[1]):
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    try:
+        model.fit(X, X[0])
+    except PermissionError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes and user ids are those of POSIX")
+def test_a_folder_of_others():
+    """A user who may not write there, root's child without root's rights, is told before a pass."""
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path is root's alone
+        os.chmod(folder, 0o555)
+        command = [sys.executable, "-c", NOBODY, f"{folder}/fit"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        told = f"checkpoints cannot be written at {folder}/fit: "
+        assert done.stdout.startswith(told), done.stderr
+        assert "Permission denied" in done.stdout and os.listdir(folder) == []
 
 
 @pytest.mark.s3
@@ -377,3 +628,31 @@ def test_checkpoints_on_s3(rows, s3_server):
     assert fitted(rows, "newton", place, said=said, **options) == expected
     assert any("Goes on after step" in text for text in said)
     assert "key" not in repr(Engine(checkpoint=place, **options).checkpoint)
+
+
+@pytest.mark.s3
+def test_a_bucket_that_may_not_be_written(rows, s3_server):
+    """A policy that forbids to put objects: 403, told before the first pass."""
+    fs, options = fsspec.filesystem("s3", **s3_server.storage_options), s3_server.storage_options
+    fs.mkdir("read-only")
+    forbidden = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject"}
+    forbidden["Resource"] = "arn:aws:s3:::read-only/*"
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [forbidden]})
+    fs.call_s3("put_bucket_policy", Bucket="read-only", Policy=policy)
+    refused(rows, "s3://read-only/fit", PermissionError, storage_options=options)
+    assert fs.ls("read-only") == []
+
+
+@pytest.mark.s3
+def test_a_damaged_list_on_s3(rows, s3_server):
+    """The states of a bucket are listed, those of its neighbours are not."""
+    options = {"storage_options": s3_server.storage_options}
+    expected, place = fitted(rows, "newton"), s3_server.url("damaged/fit")
+    with pytest.raises(Broken):
+        fitted(rows, "newton", place, stop=4, **options)
+    fitted(rows, "lbfgs", s3_server.url("damaged/fit2"), **options)
+    fs, said = fsspec.filesystem("s3", **s3_server.storage_options), []
+    fs.pipe_file(f"{place}/latest.json", fs.cat_file(f"{place}/latest.json")[:-9])
+    with pytest.warns(RuntimeWarning, match=f"{place}/latest.json is no list .* or a damaged one"):
+        assert fitted(rows, "newton", place, said=said, **options) == expected
+    assert any("Goes on after step" in text for text in said)

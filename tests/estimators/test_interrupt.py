@@ -11,7 +11,7 @@ from sklearn.base import clone
 
 import daskdml as dml
 from daskdml import Engine
-from daskdml.engine.checkpoint import CheckpointError
+from daskdml.engine.listing import CheckpointError
 from daskdml.engine.run import Inline
 from daskdml.events import Message, PassEnd, PassStart
 from daskdml.io import convert_ratings, open_ratings, write_dataset

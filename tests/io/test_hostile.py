@@ -16,7 +16,8 @@ import pytest
 import zarr
 
 from daskdml import MatrixFactorization
-from daskdml.engine.checkpoint import CheckpointError, checkpoint_place, list_checkpoints
+from daskdml.engine.checkpoint import checkpoint_place, list_checkpoints
+from daskdml.engine.listing import CheckpointError
 from daskdml.io import convert_ratings, open_dataset, open_ratings, write_dataset
 from daskdml.io.chunks import ChunkError, ChunkReader
 from daskdml.io.codecs import decode_into
