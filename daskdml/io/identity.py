@@ -53,7 +53,7 @@ def array_digest(array: np.ndarray) -> list[Any]:
 
 def file_stamp(fs: AbstractFileSystem, path: str) -> list[Any]:
     """Name, size and time (or tag) of a file, as its file system tells them."""
-    facts = retrying(lambda: fs.info(path), f"looking at {path}")
+    facts = retrying(lambda: fs.info(path), f"looking at {fs.unstrip_protocol(path)}")
     return [path, *[[key, str(facts[key])] for key in _STAMPS if facts.get(key) is not None]]
 
 

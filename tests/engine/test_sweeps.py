@@ -9,12 +9,14 @@ import sys
 import numpy as np
 import pytest
 
+import daskdml.engine.sweeps
 from daskdml import Engine, MatrixFactorization
 from daskdml.engine.run import Inline, Threads
 from daskdml.events import BlockEnd, PassEnd
 from daskdml.io import convert_ratings
 from tests.conftest import workers
 from tests.engine.simulated import on_simulated_cluster
+from tests.engine.simulated_cluster import Kept, SimulatedCluster
 
 KINDS = {
     "als": {},
@@ -121,13 +123,27 @@ def test_a_worker_killed_in_a_sweep(kind, ratings, expected):
     assert killed
 
 
-def test_lineage_is_cut(ratings, expected, monkeypatch):
-    """What is kept is replaced by its value now and then, with the same bits."""
-    import daskdml.engine.sweeps
+class CutOff(SimulatedCluster):
+    """Sees whether a graph is given what an earlier one kept, or its value."""
 
-    monkeypatch.setattr(daskdml.engine.sweeps, "LINEAGE_SECONDS", 0.0)
-    for kind in KINDS:
-        assert fitted(kind, ratings) == expected[kind]
+    kept = cut = 0
+
+    def entry(self, key, kept):
+        """Count it."""
+        self.kept += isinstance(kept, Kept)
+        self.cut += not isinstance(kept, Kept)
+        return super().entry(key, kept)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lineage_is_cut(kind, ratings, expected, monkeypatch):
+    """What is kept is replaced by its value now and then, here each time, with the same bits."""
+    for seconds in (np.inf, 0.0):
+        monkeypatch.setattr(daskdml.engine.sweeps, "LINEAGE_SECONDS", seconds)
+        with on_simulated_cluster(0, CutOff) as runner:
+            assert fitted(kind, ratings, runner) == expected[kind]
+        assert bool(runner.kept) == bool(seconds)
+        assert bool(runner.cut) != bool(seconds)
 
 
 LARGE = """

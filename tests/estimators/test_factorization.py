@@ -2,9 +2,11 @@
 
 import pickle
 
+import fsspec
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import zarr
 from sklearn.base import clone
 
 from daskdml import Engine, MatrixFactorization
@@ -224,6 +226,29 @@ def test_factors_in_a_store(stored, fitted, tmp_path):
         clone(fitted).fit(stored, factors_url=tmp_path / "f.zarr")
     with pytest.raises(ValueError, match="warm_start=True"):
         model.partial_fit(([5], ["film 000"], [4.0]))
+
+
+@pytest.mark.s3
+def test_factors_on_s3(stored, fitted, s3_server):
+    """Factors and lists on S3 are those of memory, and nothing else stays there."""
+    options = s3_server.storage_options
+    url, out = s3_server.url("factors.zarr"), s3_server.url("lists.zarr")
+    there, here = (clone(fitted).set_params(max_iter=1, tol=0) for _ in range(2))
+    there.fit(stored, factors_url=url, storage_options=options)
+    here.fit(stored)
+    for side in ("user", "item"):
+        order = np.argsort(getattr(there, f"{side}_ids_"))
+        found = getattr(there, f"{side}_factors_").compute()
+        assert np.array_equal(found[order], getattr(here, f"{side}_factors_"))
+    items, scores = here.recommend(k=4)
+    there.recommend(here.user_ids_, k=4, out=out, storage_options=options)
+    lists = zarr.open_group(out, mode="r", storage_options=options)
+    assert np.array_equal(np.array(lists.attrs["item_names"])[lists["items"][:]], items)
+    assert np.array_equal(lists["scores"][:], scores)
+    assert np.array_equal(lists["users"][:], here.user_ids_)
+    fs = fsspec.filesystem("s3", **options)
+    fs.invalidate_cache()
+    assert len(fs.ls(url)) == 3  # users, items and the group's metadata
 
 
 def test_a_fit_that_fails_leaves_no_store(stored, tmp_path):

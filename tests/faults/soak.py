@@ -7,17 +7,23 @@ Each must end with the bits that it has undisturbed, and leave nothing behind.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partialmethod
 from pathlib import Path
+from unittest.mock import patch
 
+from distributed.diskutils import WorkSpace
 from psutil import Process
 
-from tests.engine.processes import Processes
+from tests.engine.processes import Processes, Server, fork_server
 from tests.faults.matrix import Client, Site, Undisturbed, copy, undisturbed
 from tests.faults.work import prepare
 
@@ -42,12 +48,15 @@ class Soak:
         Of each kind.
     fits : list of str
         That have ended.
+    orphans : list of Server
+        Workers whose scheduler was killed; they have to end by themselves.
     """
 
     seed: int
     works: tuple[str, ...] = FITS
     kills: Counter[str] = field(default_factory=Counter)
     fits: list[str] = field(default_factory=list)
+    orphans: list[Server] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -59,15 +68,18 @@ class Soak:
             work = self.works[len(self.fits) % len(self.works)]
             if work not in wholes:
                 wholes[work] = undisturbed(work, base, scratch / f"whole-{work}", times)
-            folder = scratch / f"fit-{len(self.fits)}"
+            folder, before = scratch / f"fit-{len(self.fits)}", children()
             site = Site(copy(base, folder), times=times)
             with site.stack:
                 end = self._fit(site, work, self._share(n))
-                memory = Process(site.cluster.scheduler.pid).memory_info().rss
+                self._check_scheduler(site, work)
+                for worker in self.orphans:
+                    worker.wait(LONG)
+            self.orphans.clear()
+            if processes := left_running(before):
+                raise AssertionError(f"seed {self.seed}, {work}: {processes} still run")
             if end["digest"] != wholes[work].digest or end["left"]:
                 raise AssertionError(f"seed {self.seed}, {work}: {end} is not {wholes[work]}")
-            if memory > MEMORY:
-                raise AssertionError(f"seed {self.seed}, {work}: the scheduler has {memory} bytes")
             left = sorted(path.name for path in (folder / f"{work}.fit").iterdir())
             if len(left) != 3 or "latest.json" not in left:
                 raise AssertionError(f"seed {self.seed}, {work}: files left behind: {left}")
@@ -110,16 +122,57 @@ class Soak:
             client.process.kill()
             client.wait()
         else:
+            self._check_scheduler(site, work)
             site.cluster.scheduler.kill()
+            self.orphans += site.cluster.workers
             client.wait(LONG)
             self._explain(client)
             site.cluster = site.stack.enter_context(Processes(2))
         return site.call(work)
 
+    def _check_scheduler(self, site: Site, work: str) -> None:
+        """At its end it has not grown, however often fits began on it, and clients left it."""
+        memory = Process(site.cluster.scheduler.pid).memory_info().rss
+        if memory > MEMORY:
+            raise AssertionError(f"seed {self.seed}, {work}: the scheduler has {memory} bytes")
+
     def _explain(self, client: Client) -> None:
         """A client that was not killed ends for one reason alone."""
         if client.end is None and "LostScheduler" not in client.errors:
             raise AssertionError(f"seed {self.seed}: {client.errors[-3000:]}")
+
+
+def children() -> set[Process]:
+    """Processes that this one has started, those that they have, and so on."""
+    return set(Process().children(recursive=True))
+
+
+def left_running(before: set[Process]) -> list[Process]:
+    """Which of them have come since, and do not end."""
+    end = time.monotonic() + 10
+    while (left := children() - before) and time.monotonic() < end:
+        time.sleep(0.1)
+    return list(left)
+
+
+@contextmanager
+def temporary(folder: Path) -> Iterator[None]:
+    """Have workers and clients put what is temporary there; nothing may stay.
+
+    Folders of dead workers are removed by the next one: so none is held by a living process.
+    """
+    folder.mkdir()
+    fork_server()  # it outlives the folder
+    worker = partialmethod(Processes.worker, local_directory=str(folder))
+    with (
+        patch.object(Processes, "worker", worker),
+        patch.dict(os.environ, {"TMPDIR": str(folder), "DASK_TEMPORARY_DIRECTORY": str(folder)}),
+    ):
+        yield
+    WorkSpace(str(folder / "dask-scratch-space")).new_work_dir(name="last").release()
+    left = [path.name for path in folder.rglob("*")]
+    if set(left) - {"dask-scratch-space", "global.lock", "purge.lock"}:
+        raise AssertionError(f"temporary files left behind: {left}")
 
 
 def soak(kills: int, seed: int, times: int, works: tuple[str, ...] = FITS) -> Soak:
@@ -129,7 +182,8 @@ def soak(kills: int, seed: int, times: int, works: tuple[str, ...] = FITS) -> So
         base.mkdir()
         prepare(base)
         done = Soak(seed, works)
-        done.run(kills, base, Path(scratch), times)
+        with temporary(Path(scratch) / "temporary"):
+            done.run(kills, base, Path(scratch), times)
         return done
 
 

@@ -1,10 +1,11 @@
 """Whatever dies, the work ends with the same bits: some cells of the matrix, and a short soak."""
 
 import random
+import re
 
 import pytest
 
-from tests.faults.matrix import DISK_FULL, END, FAULTS, PAGE, strike, undisturbed
+from tests.faults.matrix import BEGIN, DISK_FULL, END, FAULTS, PAGE, strike, undisturbed
 from tests.faults.soak import soak
 from tests.faults.work import FITS, WORK, prepare
 
@@ -46,11 +47,15 @@ def test_a_short_soak():
 
 
 def test_the_documentation_has_the_matrix():
-    """Every fault has its row in docs/reliability.md, with the same bits wherever it can strike."""
-    text = PAGE.read_text().split(END)[0]
-    for fault in FAULTS:
-        (row,) = (line for line in text.splitlines() if line.startswith(f"| {fault.name} |"))
-        cells = dict(zip(WORK, row.strip("| ").split(" | ")[1:], strict=True))
-        assert "same bits" in row
-        for work, cell in cells.items():
-            assert cell.startswith("same bits, ") if fault.concerns(work) else cell == "-"
+    """Each fault has its row, each work its column: the same bits wherever it can strike."""
+    table = PAGE.read_text().split(BEGIN)[1].split(END)[0]
+    head, _, whole, *rows = [line.strip("|").split(" | ") for line in table.split("\n") if line]
+    names = [row.pop(0).strip() for row in (head, whole, *rows)]
+    assert names == ["", "undisturbed", *(fault.name for fault in FAULTS)]
+    assert [work.strip() for work in head] == list(WORK)
+    assert all(re.fullmatch(r"\d+\.\d s", cell.strip()) for cell in whole)
+    for fault, row in zip(FAULTS, rows, strict=True):
+        for work, cell in zip(WORK, row, strict=True):
+            found = r"same bits, [+-]\d+\.\d s" if fault.concerns(work) else "-"
+            assert re.fullmatch(found, cell.strip()), f"{fault.name}, {work}: {cell}"
+    assert [work for work in WORK if not FAULTS[0].concerns(work)] == ["convert"]

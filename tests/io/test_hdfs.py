@@ -254,24 +254,43 @@ def test_blocks_of_dask(hdfs_server):
     assert np.array_equal(ds.read(0, 1003)[0].X, X)
 
 
+@pytest.fixture(scope="module")
+def rated():
+    """Users, items and their ratings."""
+    pairs = np.unique(RNG.integers(0, [60, 40], (2000, 2)), axis=0)
+    return *pairs.T, RNG.uniform(1, 5, len(pairs)).astype("f4")
+
+
 @pytest.mark.slow
-def test_ratings_and_factors(hdfs_server):
-    """Ratings are converted to it, factors and recommendations are left there."""
-    users, items = RNG.integers(0, 60, 2000), RNG.integers(0, 40, 2000)
-    pairs = np.unique(users * 40 + items)
-    data = (pairs // 40, pairs % 40, RNG.uniform(1, 5, len(pairs)).astype("f4"))
-    ratings = convert_ratings(data, hdfs_server.web_url("ratings.zarr"))
-    assert open_ratings(ratings.url).n_stored == len(pairs)
+def test_ratings(hdfs_server, rated, tmp_path):
+    """Ratings are converted to it, and read from it."""
+    url = hdfs_server.web_url("ratings.zarr")
+    assert convert_ratings(rated, url).n_stored == len(rated[0])
+    there, here = (MatrixFactorization(4, max_iter=1, tol=0, random_state=0) for _ in range(2))
+    there.fit(open_ratings(url))
+    here.fit(convert_ratings(rated, tmp_path / "ratings.zarr"))
+    assert np.array_equal(there.user_factors_, here.user_factors_)
 
-    def fit(**where):
-        model = MatrixFactorization(4, max_iter=1, tol=0, random_state=0)
-        return model.fit(ratings, **where)
 
-    there, here = fit(factors_url=hdfs_server.web_url("factors.zarr")), fit()
-    assert np.array_equal(there.predict(data[:2]), here.predict(data[:2]))
-    lists = there.recommend(np.arange(60), k=5, out=hdfs_server.web_url("lists.zarr"))
+@pytest.mark.slow
+def test_factors_and_lists(place, rated, tmp_path):
+    """Factors and recommendations that are left there are those of memory; nothing else stays."""
+    ratings = convert_ratings(rated, tmp_path / "ratings.zarr")
+    there, here = (MatrixFactorization(4, max_iter=1, tol=0, random_state=0) for _ in range(2))
+    there.fit(ratings, factors_url=place("factors.zarr"))
+    here.fit(ratings)
+    for side in ("user", "item"):
+        order = np.argsort(getattr(there, f"{side}_ids_"))
+        found = getattr(there, f"{side}_factors_").compute()
+        assert np.array_equal(found[order], getattr(here, f"{side}_factors_"))
+    assert np.array_equal(there.predict(rated[:2]), here.predict(rated[:2]))
+    lists = there.recommend(here.user_ids_, k=5, out=place("lists.zarr"))
     assert isinstance(lists, zarr.Group)
-    assert np.array_equal(lists["items"][:], here.recommend(np.arange(60), k=5)[0])
+    items, scores = here.recommend(k=5)
+    assert np.array_equal(lists["items"][:], items)
+    assert np.array_equal(lists["scores"][:], scores)
+    assert below(place("")) == ["factors.zarr", "lists.zarr"]
+    assert len(below(place("factors.zarr"))) == 3
 
 
 def test_files_of_ratings_are_read(place, tmp_path):
