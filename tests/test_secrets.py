@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
+import gc
 import io
 import logging
 import pickle
 import traceback
 import urllib.request
+from functools import partial
 
 import fsspec
+import fsspec.asyn
 import fsspec.implementations.memory
 import numpy as np
 import pytest
+from zarr.core.sync import sync
 
 from daskdml import Engine, KMeans, LogisticRegression, MatrixFactorization, Ridge
-from daskdml.engine.checkpoint import CheckpointError
+from daskdml.engine.listing import CheckpointError
 from daskdml.events import PassStart
 from daskdml.io import convert_ratings, open_dataset, train_test_split, write_dataset
 from daskdml.io.staging import stage
@@ -258,23 +264,89 @@ def test_hosts_with_passwords_are_refused(url, options, seen):
     )
 
 
+ERRORS = {
+    "runtime": RuntimeError,
+    "os": OSError,
+    "permission": PermissionError,
+    "reset": ConnectionResetError,
+    "full": partial(OSError, errno.ENOSPC),
+}
+"""What a file system may raise, from a text."""
+
+
 class Chatty(fsspec.implementations.memory.MemoryFileSystem):
-    """Shows its options in errors, of the constructor or of a request."""
+    """Shows its options in errors, of the constructor or of a request.
+
+    Of requests, those whose name is `fails` fail, of objects whose path has `within`.
+    """
 
     protocol = "chatty"
 
-    def __init__(self, early=False, **options):
+    def __init__(self, early=False, fails="cat_file", within="", kind="runtime", **options):
         super().__init__()
         self.options = options
+        self.fails, self.within, self.kind = fails, within, kind
         if early:
             raise RuntimeError(f"no such options: {options}")
 
-    def cat_file(self, *args, **kwargs):
-        """Fail."""
-        raise RuntimeError(f"no such options: {self.options!r}")
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("chatty://"))
+
+    def _try(self, request, path):
+        if request != self.fails or self.within not in path:
+            return
+        why = f"no such options: {self.options!r}"
+        if self.kind != "caused":
+            raise ERRORS[self.kind](why)
+        try:
+            raise KeyError(why)
+        except KeyError as error:
+            raise OSError("an error with a cause") from error
+
+    def cat_file(self, path, *args, **kwargs):
+        """Get an object."""
+        self._try("cat_file", path)
+        return super().cat_file(path, *args, **kwargs)
+
+    def pipe_file(self, path, *args, **kwargs):
+        """Put an object."""
+        self._try("pipe_file", path)
+        return super().pipe_file(path, *args, **kwargs)
+
+    def ls(self, path, *args, **kwargs):
+        """List a folder."""
+        self._try("ls", path)
+        return super().ls(path, *args, **kwargs)
+
+    def exists(self, path, *args, **kwargs):
+        """Look for an object."""
+        self._try("exists", path)
+        return super().exists(path, *args, **kwargs)
+
+
+class Cancelled(fsspec.asyn.AsyncFileSystem):
+    """Gets objects of Chatty's; the first chunk fails, the others once they are cancelled."""
+
+    protocol = "cancelled"
+
+    def __init__(self, **options):
+        super().__init__(**{k: v for k, v in options.items() if k == "asynchronous"})
+        self.options, self.told = options, []
+
+    async def _cat_file(self, path, start=None, end=None, **kwargs):
+        if "X/c/" in path:
+            try:
+                await asyncio.sleep(0.1 if "X/c/0" in path else 60)
+            except asyncio.CancelledError:
+                self.told.append(path)
+                raise RuntimeError(f"broken off: {self.options!r}") from None
+            raise RuntimeError(f"no such options: {self.options!r}")
+        return fsspec.filesystem("chatty", fails="").cat_file(path, start, end)
 
 
 fsspec.register_implementation("chatty", Chatty, clobber=True)
+fsspec.register_implementation("cancelled", Cancelled, clobber=True)
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -295,3 +367,105 @@ def test_errors_that_repeat_options_are_cleaned(options, early, seen):
             open_dataset("chatty://x", {"early": early, "region": "nowhere-1", **options})
     ends = [text for text in seen if "check the values in storage_options" in text]
     assert ends and all("..." in text and "nowhere-1" in text for text in ends)
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """The URL of a data set of six chunks."""
+    monkeypatch.setattr("daskdml.io.store.FIRST_PAUSE", 0.001)
+    fsspec.filesystem("chatty", fails="").pipe_file("files/0.csv", b"user,item,rating\n1,2,3.0\n")
+    eye = np.eye(6)
+    write_dataset("chatty://rows", eye, eye[0], chunks=1, overwrite=True,
+                  storage_options={"fails": ""})  # fmt: skip
+    return "chatty://rows"
+
+
+@pytest.mark.parametrize("kind", [*ERRORS, "caused"])
+def test_errors_of_reads_are_cleaned(kind, rows, seen):
+    """What a read says of options is cleaned: of rows, in a fit, and of files."""
+    options = {"within": "/c/", "kind": kind, "region": "nowhere-1", "secret": SECRET}
+    expected = RuntimeError if kind == "runtime" else OSError
+    with told(seen, expected):
+        open_dataset(rows, options).read(0, 6)
+    with told(seen, expected):
+        Ridge().fit(rows, storage_options=options)
+    options["within"] = ".csv"
+    with told(seen, expected):
+        convert_ratings("chatty://files/0.csv", "memory://secret.csv", source_options=options)
+    ends = [text for text in seen if "check the values in storage_options" in text]
+    assert len(ends) >= 6
+    rest = "an error with a cause" if kind == "caused" else "'nowhere-1', 'secret': '...'"
+    assert all(rest in text for text in ends)
+
+
+@pytest.mark.parametrize("kind", [*ERRORS, "caused"])
+@pytest.mark.parametrize("fails", ["pipe_file", "ls", "exists"])
+def test_errors_of_writes_and_listings_are_cleaned(fails, kind, rows, seen):
+    """So is what is said while something is written or listed, checkpoints among it."""
+    options = {"fails": fails, "kind": kind, "secret": SECRET}
+    eye = np.eye(3)
+    model = KMeans(2, random_state=0).fit(eye)
+    actions = {
+        "write": lambda: write_dataset("chatty://new", eye, storage_options=options),
+        "predict": lambda: model.predict(eye, out="chatty://out", storage_options=options),
+        "fit": lambda: Ridge().fit(eye, np.arange(3.0)),
+        "files": lambda: convert_ratings(
+            "chatty://files/0.csv", "memory://secret.csv", source_options=options
+        ),
+    }
+    listed = {"ls": ["write", "predict"], "exists": ["fit", "files"]}
+    for name in listed.get(fails, ["write", "predict", "fit"]):
+        place = {"checkpoint": "chatty://fit", "storage_options": options} if name == "fit" else {}
+        with told(seen, RuntimeError, OSError), Engine(**place):
+            actions[name]()
+
+
+def test_an_error_keeps_its_kind(rows):
+    """Who handles an error sees the kind and number that it had."""
+    for kind, number, expected in [
+        ("permission", None, PermissionError), ("reset", None, ConnectionError),
+        ("full", errno.ENOSPC, OSError),
+    ]:  # fmt: skip
+        ds = open_dataset(rows, {"within": "/c/", "kind": kind, "secret": SECRET})
+        with pytest.raises(expected, match=r"reading .*rows/.*X/c/0/0.*'\.\.\.'") as caught:
+            ds.read(0, 6)
+        assert caught.value.errno == number
+
+
+def test_nothing_is_cleaned_without_need(rows):
+    """The error itself is raised where it shows no secret."""
+    ds = open_dataset(rows, {"within": "/c/", "region": "nowhere-1"})
+    with pytest.raises(RuntimeError, match=r"^no such options: {'region': 'nowhere-1'}$"):
+        ds.read(0, 6)
+
+
+def test_fetches_that_fail_together(rows, seen, capfd):
+    """Nothing is logged of fetches that are cancelled because another one has failed."""
+    options = {"secret": SECRET}
+    ds = open_dataset("cancelled://rows", options)
+    with told(seen, RuntimeError):
+        ds.read(0, 6)
+    fs = ds._arrays.X.array.store_path.store.fs
+    for _ in range(100):
+        sync(asyncio.sleep(0.01))
+        gc.collect()
+        if len(fs.told) == 5:
+            break
+    assert len(fs.told) == 5
+    sync(asyncio.sleep(0.01))
+    gc.collect()
+    seen += [*capfd.readouterr(), *map(repr, fs.told)]
+
+
+@pytest.mark.cluster
+def test_errors_of_workers_are_cleaned(tmp_path, seen):
+    """Workers know the secrets of a store that they were sent, and were never told to open."""
+    options = {"fails": "pipe_file", "within": "c/", "secret": SECRET}
+    eye = np.eye(6)
+    model = KMeans(2, random_state=0).fit(eye)
+    ds = write_dataset(tmp_path / "rows.zarr", eye, chunks=2)
+    with workers(1) as client, Engine(client):
+        with told(seen, RuntimeError):
+            model.predict(ds, out="chatty://sent", storage_options=options)
+        seen += [repr(client.get_worker_logs()), repr(client.get_scheduler_logs())]
+    assert any("'secret': '...'" in text for text in seen)

@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from dask.utils import parse_bytes
 
 from daskdml.engine import tasks
-from daskdml.engine.checkpoint import checkpoint_place
+from daskdml.engine.checkpoint import CheckpointPlace, checkpoint_place
 from daskdml.engine.cluster import Cluster
 from daskdml.engine.graphs import Graph, Group, group_rows, pass_graph, rounds_graph
 from daskdml.engine.journal import Entry, Journal
@@ -57,13 +57,14 @@ class Engine:
     keep : int, default=2
         How many checkpoints stay.
     storage_options : dict or None, default=None
-        Of the checkpoint's file system.
+        Of the checkpoint's file system; an error without a checkpoint.
     priority : int, default=-10
         Dask's priority of a fit's tasks. Below 0 other people's tasks, which have 0 unless they
         ask for something else, go first.
     max_share : float, default=1.0
         Part of the cluster's threads that a fit uses at once, at most, and at least one of them;
-        or of this process's. Below 1, reading counts as well as computing.
+        or of this process's, but not of a `Threads(n)`. Below 1, reading counts as well as
+        computing.
     resources : dict or None, default=None
         Dask's resources that each task takes, as in ``{"GPU": 1}``; workers that have less are
         left alone.
@@ -76,7 +77,9 @@ class Engine:
     Raises
     ------
     ValueError
-        If one of the parameters makes no sense; says which.
+        If one of the parameters makes no sense, or would be ignored; says which.
+    TypeError
+        If the client is none, or the options are no dict.
 
     Examples
     --------
@@ -111,11 +114,11 @@ class Engine:
             )
         self.client = client
         self.share = share_of(priority, max_share, resources, workers, min_workers)
+        if _is_runner(client):
+            self.share.check_runner(type(client).__name__)
         self.memory_limit = None if memory_limit is None else _limit(memory_limit)
         self.callbacks = tuple(callbacks)
-        self.checkpoint = None
-        if checkpoint is not None:
-            self.checkpoint = checkpoint_place(checkpoint, every, keep, storage_options)
+        self.checkpoint = _place(checkpoint, every, keep, storage_options)
 
     def __repr__(self) -> str:
         return f"Engine(client={self.client!r}, memory_limit={self.memory_limit})"
@@ -136,17 +139,14 @@ class Engine:
     def runner(self, in_memory: bool) -> Runner:
         """What will execute graphs over data that is, or is not, in this process's memory."""
         client = self.client
-        if client is not None and not hasattr(client, "scheduler_info"):
-            return client
+        if _is_runner(client):
+            return cast(Runner, client)
         client = None if in_memory else client or global_client()
         if client is not None and client.status in ("closing", "closed"):
             raise ValueError("the Dask client is closed; make a new one")
         if client is None:
-            if self.share.asks and not in_memory:
-                asks = self.share.asks
-                raise ValueError(
-                    f"there is no Dask client, and so no worker {asks}; make a Client first"
-                )
+            if not in_memory:
+                self.share.check_no_client()
             return Threads().part(self.share.max_share)
         place = None if self.checkpoint is None else self.checkpoint.url
         return Cluster(client, self.share, lambda text: self.tell(Message(text)), place)
@@ -172,6 +172,26 @@ class Engine:
     def tell(self, event: Event) -> None:
         """Tell the callbacks."""
         emit(self.callbacks, event)
+
+
+def _is_runner(client: Any) -> bool:
+    """Whether it is no Dask client but a runner of this process."""
+    return client is not None and not hasattr(client, "scheduler_info")
+
+
+def _place(
+    url: Any, every: str | float, keep: int, options: Mapping[str, Any] | None
+) -> CheckpointPlace | None:
+    """The place of the checkpoints; what is said of them is checked also where there are none."""
+    place = checkpoint_place("/" if url is None else url, every, keep, options)
+    if url is not None:
+        return place
+    if place.options is not None:
+        raise ValueError(
+            "storage_options of an Engine are those of its checkpoint, and there is no checkpoint=;"
+            " name its URL, or give them to fit or open_dataset, if they are the data's"
+        )
+    return None
 
 
 def _limit(promise: int | str) -> int:

@@ -63,6 +63,38 @@ class Share:
             parts.append(f"with resources={dict(self.resources)}")
         return " and ".join(parts)
 
+    def check_runner(self, name: str) -> None:
+        """Raise ValueError if something is asked that a runner of this process would ignore."""
+        asked = {
+            "workers": list(self.workers or ()),
+            "resources": self.resources,
+            "min_workers": self.min_workers if self.min_workers > 1 else None,
+        }
+        for parameter, value in asked.items():
+            if value:
+                raise ValueError(
+                    f"{parameter}={value!r} is about the workers of a Dask cluster, and {name} has "
+                    "none; pass a Dask client, or leave it out"
+                )
+        if self.max_share < 1:
+            raise ValueError(
+                f"max_share={self.max_share!r} is a part of the threads that are shared with "
+                f"others, and those of {name} are this fit's own; pass a Dask client or none, or "
+                "leave it out and give Threads(n) fewer threads"
+            )
+
+    def check_no_client(self) -> None:
+        """Raise ValueError if workers are asked for, there being no Dask client."""
+        if self.asks:
+            raise ValueError(
+                f"there is no Dask client, and so no worker {self.asks}; make a Client first"
+            )
+        if self.min_workers > 1:
+            raise ValueError(
+                "there is no Dask client, and so no worker of those that "
+                f"min_workers={self.min_workers} waits for; make a Client first"
+            )
+
     def usable(self, facts: Sequence[Fact]) -> list[Fact]:
         """Workers that tasks may be given now, with the slots that their resources allow."""
         found = []

@@ -45,9 +45,23 @@ async def within_limits(work: Coroutine[Any, Any, T], nbytes: int) -> T:
     """Await a request for about so many bytes; one that crawls ends in `TimeoutError`."""
     seconds = PATIENCE + nbytes / SLOWEST
     try:
-        return await asyncio.wait_for(work, seconds)
+        got = await asyncio.wait_for(_ended(work), seconds)
+        if isinstance(got, Exception):
+            try:
+                raise got
+            finally:
+                del got  # which holds this frame
+        return got
     except TimeoutError as error:
         raise TimeoutError(str(error) or f"not whole after {seconds:.0f} s") from error
+
+
+async def _ended(work: Coroutine[Any, Any, T]) -> T | Exception:
+    """Give the result, or the error: asyncio logs what a task raises when nobody asks any more."""
+    try:
+        return await work
+    except Exception as error:
+        return error
 
 
 def in_order(
@@ -58,21 +72,18 @@ def in_order(
     At most `width` results are in memory, the one given out among them.
     """
     loop, todo = _get_loop(), iter(fetches)
-    waiting: deque[Future[T]] = deque()
+    waiting: deque[Future[T | Exception]] = deque()
 
     def start() -> None:
         for make in todo:
-            waiting.append(asyncio.run_coroutine_threadsafe(make(), loop))
+            waiting.append(asyncio.run_coroutine_threadsafe(_ended(make()), loop))
             return
 
     try:
         for _ in range(width):
             start()
         while waiting:
-            try:
-                got: T | Exception = waiting.popleft().result()
-            except Exception as error:
-                got = error
+            got = waiting.popleft().result()
             yield got
             del got
             start()

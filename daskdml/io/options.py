@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from traceback import walk_tb
 from typing import Any
+
+from fsspec import AbstractFileSystem
 
 __all__ = [
     "StorageOptions",
     "check_hosts",
     "check_no_credentials",
+    "options_behind",
     "quiet",
     "seconds_of",
+    "shows_values",
     "without_values",
 ]
 
@@ -146,7 +151,59 @@ def check_hosts(options: Mapping[str, Any]) -> None:
             check_hosts(value)
 
 
-def without_values(text: str, options: Mapping[str, Any] | None) -> str:
+def options_behind(error: BaseException) -> list[Mapping[str, Any]]:
+    """Give the options of all file systems that an error, or what caused it, came through.
+
+    They are found in the frames of tracebacks, so that what a worker unpickled is among them. The
+    frame that caught an error is passed over: it holds the error, which would never be forgotten.
+
+    Examples
+    --------
+    >>> import fsspec
+    >>> fs = fsspec.filesystem("memory", secret="x", skip_instance_cache=True)
+    >>> try:
+    ...     fs.cat_file("nothing")
+    ... except FileNotFoundError as error:
+    ...     options_behind(error)
+    [{'secret': 'x'}]
+    """
+    found: dict[int, Mapping[str, Any]] = {}
+    for each in _chain(error):
+        caught = each.__traceback__
+        for frame, _ in walk_tb(caught and caught.tb_next):
+            for value in tuple(frame.f_locals.values()):
+                if issubclass(type(value), AbstractFileSystem):
+                    found[id(value)] = getattr(value, "storage_options", {})
+    return list(found.values())
+
+
+def shows_values(error: BaseException, options: Sequence[Mapping[str, Any] | None]) -> bool:
+    """Whether an error, or one that it comes from, shows a password, key or token of options.
+
+    Examples
+    --------
+    >>> shows_values(OSError("no key AKIA1"), [{"key": "AKIA1"}])
+    True
+    """
+    for each in _chain(error):
+        told = [str(each), repr(each), *getattr(each, "__notes__", ())]
+        if any(without_values(text, *options) != text for text in told):
+            return True
+    return False
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it was raised from or while they were handled."""
+    todo, seen = [error], set[int]()
+    while todo:
+        each = todo.pop()
+        if id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            todo += [e for e in (each.__cause__, each.__context__) if e is not None]
+
+
+def without_values(text: str, *options: Mapping[str, Any] | None) -> str:
     """Give a text with "..." for each password, key or token of the options that it shows.
 
     Examples
@@ -154,7 +211,7 @@ def without_values(text: str, options: Mapping[str, Any] | None) -> str:
     >>> without_values("no key AKIA1 at host:1", {"key": "AKIA1", "endpoint_url": "http://host:1"})
     'no key ... at host:1'
     """
-    shown = {form for value in _secrets(options or {}) for form in (value, repr(value)[1:-1])}
+    shown = {form for value in _secrets(options) for form in (value, repr(value)[1:-1])}
     for value in sorted(shown, key=len, reverse=True):
         if len(value) >= _SHORTEST:
             text = text.replace(value, "...")

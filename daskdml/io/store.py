@@ -20,7 +20,13 @@ from zarr.abc.store import Store
 from zarr.errors import NodeNotFoundError
 from zarr.storage import FsspecStore, LocalStore
 
-from daskdml.io.options import check_hosts, check_no_credentials, without_values
+from daskdml.io.options import (
+    check_hosts,
+    check_no_credentials,
+    options_behind,
+    shows_values,
+    without_values,
+)
 
 __all__ = [
     "array_name",
@@ -50,6 +56,9 @@ _OWN = {"s3": "s3.S3", "s3a": "s3.S3", "hdfs": "hdfs.Hdfs", "webhdfs": "webhdfs.
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PERMANENT = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_PLAIN = (*_PERMANENT, TimeoutError, OSError, ImportError, TypeError, ValueError, KeyError)
+_CLEANED = "check the values in storage_options"
+"""How an error ends that showed some of them."""
 _TRANSIENT_NAMES = re.compile(
     r"ConnectionError|ConnectTimeout|ReadTimeout|ConnectionClosed|ClientOSError|ClientPayloadError"
     r"|ServerDisconnected|ServerTimeout|IncompleteRead|ResponseStreaming|HTTPClientError"
@@ -156,7 +165,7 @@ def filesystem(
         Where fsspec does not know the protocol, or an option that names a host holds a password.
     """
     check_hosts(storage_options or {})
-    with _hiding(url, storage_options):
+    with _hiding(url, storage_options, ValueError):
         return _made(url, dict(storage_options or {}), asynchronous)
 
 
@@ -198,24 +207,33 @@ def _own(
 
 
 @contextmanager
-def _hiding(url: str, options: Mapping[str, Any] | None) -> Iterator[None]:
-    """An error that shows a key or a password of the options becomes one that does not."""
+def _hiding(
+    what: str, options: Mapping[str, Any] | None = None, other: type[Exception] = RuntimeError
+) -> Iterator[None]:
+    """An error that shows a key or a password becomes one that does not.
+
+    Of the options that are given, and of those of the file systems that the error came through.
+    """
     try:
         yield
     except Exception as error:
-        text = without_values(str(error), options)
-        if text == str(error):
+        known = [options, *options_behind(error)]
+        if not shows_values(error, known):
             raise
-        why = f"{url}: {type(error).__name__}: {text}; check the values in storage_options"
-        raise _shown_as(error)(why) from None
+        text = without_values(str(error), *known)
+        why = f"{what}: {type(error).__name__}: {text}; {_CLEANED}"
+        raise _shown_as(error, why, other) from None
 
 
-def _shown_as(error: Exception) -> type[Exception]:
-    """The error of Python's own that one is, and that takes a text."""
-    for kind in (*_PERMANENT, TimeoutError, ConnectionError, OSError, ImportError, TypeError):
-        if isinstance(error, kind):
-            return kind
-    return ConnectionError if is_transient(error) else ValueError
+def _shown_as(error: Exception, why: str, other: type[Exception]) -> Exception:
+    """The error of Python's own that one is, with another text."""
+    kind: type[Exception] = next((kind for kind in _PLAIN if isinstance(error, kind)), other)
+    if "CredentialsError" in type(error).__name__:
+        kind = PermissionError
+    elif kind is not TimeoutError and is_transient(error):
+        kind = ConnectionError
+    number = getattr(error, "errno", None)
+    return kind(why) if number is None or not issubclass(kind, OSError) else kind(number, why)
 
 
 def open_store(
@@ -287,7 +305,7 @@ def open_node(
     """
     store = open_store(url, storage_options)
     try:
-        with describing(url), _hiding(url, storage_options):
+        with describing(url):
             return retrying(lambda: zarr.open(store, mode="r"), f"opening {url}")
     except (FileNotFoundError, NodeNotFoundError) as error:
         if is_local(url) and unfinished_folder(Path(os.path.realpath(url))).exists():
@@ -319,6 +337,8 @@ def describing(url: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ValueError) and url in str(error):
             raise
+        if str(error).endswith(_CLEANED):
+            raise ValueError(str(error)) from None
         if "://" in url and _raised_in(error) in _CLIENTS:
             raise ValueError(
                 f"{url} cannot be read with these storage_options ({type(error).__name__}: "
@@ -356,7 +376,8 @@ def retrying(action: Callable[[], T], what: str) -> T:
     """Do it; on a transient error do it again, after pauses that double, more or less.
 
     The pauses are random by half, so that the workers that a store has thrown back together do not
-    come back together. There are `ATTEMPTS` of them, fewer where they take a minute.
+    come back together. There are `ATTEMPTS` of them, fewer where they take a minute. What is asked
+    of a store is asked through here, so that no error of one shows a key or a password.
 
     Parameters
     ----------
@@ -385,7 +406,8 @@ def retrying(action: Callable[[], T], what: str) -> T:
     began, pause = time.monotonic(), FIRST_PAUSE
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return action()
+            with _hiding(what):
+                return action()
         except Exception as error:
             if isinstance(error, PermissionError) or "CredentialsError" in type(error).__name__:
                 raise PermissionError(

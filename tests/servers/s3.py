@@ -1,4 +1,4 @@
-"""A real S3 server (moto, a process of its own) on the loopback interface."""
+"""An S3 server (moto, a process of its own) on the loopback interface."""
 
 from __future__ import annotations
 
