@@ -44,7 +44,7 @@ def _open_file(fs: AbstractFileSystem, path: str, url: str) -> io.BufferedIOBase
     """
     facts = retrying(lambda: fs.info(path), f"looking at {url}")
     if facts.get("size") is None or not facts.get("partial", True):  # some web servers
-        stream = fs.open(path, "rb")
+        stream = retrying(lambda: fs.open(path, "rb"), f"opening {url}")
     else:
         stream = io.BufferedReader(_Ranges(fs, path, url, facts["size"]), RANGE)
     kind = infer_compression(path)
