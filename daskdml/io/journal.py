@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -52,6 +53,7 @@ SILENT = 60.0
 CLOCK_SET = 60.0
 """Seconds by which a clock may be set, where the start of a process is known by it alone."""
 
+_TOKEN = re.compile(r"[0-9a-f]{8}")
 _IN_ONE_PIECE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory"}
 _IN_ONE_PIECE |= {"hdfs", "webhdfs"}  # with this library's file systems
 _OF_CLUSTERS = ("distributed", "botocore", "aiobotocore", "aiohttp", "concurrent", "asyncio")
@@ -163,18 +165,44 @@ class Leftover(Protocol):
 
 
 def _busy(url: str, found: dict[str, Any]) -> RuntimeError:
-    who = f"process {found.get('pid')} on {found.get('host')}" if found else "another process"
+    named = _names_process(found)
+    who = f"process {found['pid']} on {found['host']}" if named else "another process"
     return RuntimeError(
         f"{url} is being written by {who}; wait until it has ended, or choose another URL"
     )
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         record = json.loads(text)
-        if isinstance(record, dict) and isinstance(record.get("token"), str):
+        if isinstance(record, dict):
             return record
     return {}
+
+
+def _is_of(found: dict[str, Any], run: str | None) -> bool:
+    """Whether a record is of a run that can be gone on with, and names a place as it is made here.
+
+    A record was written by anybody: its token becomes part of paths.
+    """
+    token = found.get("token")
+    known = isinstance(token, str) and _TOKEN.fullmatch(token) is not None
+    return known and run is not None and found.get("run") == run and found.get("format") == 1
+
+
+def _prefix_of(token: str) -> str:
+    return f"data-{token}/"
+
+
+def _names_process(found: dict[str, Any]) -> bool:
+    """Whether a record says, in fields of the right types, which process wrote it."""
+    host, pid, born = (found.get(key) for key in ("host", "pid", "born"))
+    known = isinstance(host, str) and type(pid) is int and pid > 0
+    return known and _is_time(found.get("started")) and isinstance(born, str | None)
+
+
+def _is_time(x: Any) -> bool:
+    return type(x) in (int, float) and 0 <= x < 1e12
 
 
 def _hold(file: int) -> None:
@@ -188,6 +216,7 @@ def _hold(file: int) -> None:
 class LocalLeftover:
     """A hidden folder beside a local target, locked by the operating system while it is written.
 
+    A record that is damaged is one of another run, and so is a folder with symbolic links in it.
     The lock ends with the process, however that ends. File systems that know no locks (some
     network mounts) do not keep two writers apart.
 
@@ -201,16 +230,24 @@ class LocalLeftover:
 
     Raises
     ------
+    FileExistsError
+        Where the folder is a symbolic link.
     RuntimeError
         Where another process, or another thread, is writing there.
     """
 
     def __init__(self, folder: Path, run: str | None, url: str) -> None:
         self.folder = folder
+        if folder.is_symlink():
+            raise FileExistsError(
+                f"{folder} is a symbolic link, and what it leads to is not written to or removed; "
+                f"remove it, or choose another URL than {url}"
+            )
         self._lock: int | None = self._locked(url)
         try:
             found = self._read()
-            self.resumed = bool(found) and run is not None and found.get("run") == run
+            self.resumed = _is_of(found, run) and isinstance(found.get("boot"), str)
+            self.resumed = self.resumed and not any(p.is_symlink() for p in folder.iterdir())
             self.rebooted = self.resumed and found.get("boot") != boot()
             self.token = found["token"] if self.resumed else secrets.token_hex(4)
             if not self.resumed:
@@ -273,7 +310,7 @@ class RemoteLeftover:
 
     A record whose writer is dead is taken over: at once where it ran on this machine, else
     `SILENT` seconds after its last sign of life. Two that begin in the same moment are told apart
-    at the end, by `confirm`.
+    at the end, by `confirm`. A record that is damaged is one of another run.
 
     Parameters
     ----------
@@ -288,15 +325,25 @@ class RemoteLeftover:
     ------
     RuntimeError
         Where another writer is at work.
+    ValueError
+        Where a damaged record has a writer, but does not tell whether that one is at work.
     """
 
     def __init__(self, fs: AbstractFileSystem, folder: str, run: str | None, url: str) -> None:
         self._fs, self._path, self._folder = fs, f"{folder}/{RECORD}", folder
         self._run, self._url = run, url
         found = self._read()
+        if not _tells_of_life(found):
+            raise ValueError(
+                f"{self._path} is damaged and does not tell whether another process is writing "
+                f"{url}; remove that file if none is, or choose another URL"
+            )
         if _alive(found):
             raise _busy(url, found)
-        self.resumed = bool(found) and run is not None and found.get("run") == run
+        self.resumed = _is_of(found, run) and found.get("facts") in (
+            {"prefix": ""},
+            {"prefix": _prefix_of(found["token"])},
+        )
         self.rebooted = False
         self.token = found["token"] if self.resumed else secrets.token_hex(4)
         self._owner = secrets.token_hex(8)
@@ -312,6 +359,11 @@ class RemoteLeftover:
             _HERE.discard(self._owner)
             raise
         self._heart.start()
+
+    @property
+    def prefix(self) -> str:
+        """What names begin with where the arrays get a folder of their own."""
+        return _prefix_of(self.token)
 
     def forget(self) -> None:
         """Do not go on with the run that was found."""
@@ -375,6 +427,13 @@ class RemoteLeftover:
         record = {**self._record, **more, **_self(), "beat": time.time(), **changes}
         text = json.dumps(record, indent=1).encode()
         retrying(lambda: self._fs.pipe_file(self._path, text), f"writing {self._url}: {RECORD}")
+
+
+def _tells_of_life(found: dict[str, Any]) -> bool:
+    """Whether a record says if there is a writer, and all that tells whether it is at work."""
+    owner = found.get("owner")
+    told = isinstance(owner, str) and _is_time(found.get("beat")) and _names_process(found)
+    return owner is None or told
 
 
 def _alive(found: dict[str, Any]) -> bool:

@@ -117,6 +117,8 @@ def stage(
         Where the place may not be written to.
     RuntimeError
         Where another process is writing there.
+    ValueError
+        Where the record of an unfinished write is damaged so that another may be writing there.
     """
     if is_local(url):
         return _LocalStaging(url, overwrite, run)
@@ -292,13 +294,23 @@ class _RemoteStaging(_Staging):
         left = self._left
         if left.resumed and self._has_folders:
             self._remove_unfinished()
-        if left.resumed and self._keep and left.facts["prefix"] == root.get("prefix", ""):
-            left.forget()  # it was committed, and cut off while it tidied up
+        if left.resumed and not self._may_write(left.facts["prefix"], root, at_root):
+            left.forget()
         if not left.resumed:
             self._clear(old, root)
-            left.begin(prefix=f"data-{left.token}/" if old and not at_root else "")
+            left.begin(prefix=left.prefix if old and not at_root else "")
         if not self._keep:
             _put_root(self.store, {"daskdml": {"format": 1, "complete": False}})
+
+    def _may_write(self, prefix: str, root: Mapping[str, Any], at_root: bool) -> bool:
+        """Whether to go on with a run that is recorded with a prefix.
+
+        Not where its arrays would lie among those of a data set: it was committed, and cut off
+        while it tidied up, or the record is not this library's.
+        """
+        if at_root:
+            return not prefix
+        return not self._keep or prefix not in ("", root.get("prefix", ""))
 
     @property
     def scratch(self) -> Path:

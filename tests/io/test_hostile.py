@@ -5,12 +5,14 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -22,6 +24,7 @@ from daskdml.io import convert_ratings, open_dataset, open_ratings, write_datase
 from daskdml.io.chunks import ChunkError, ChunkReader
 from daskdml.io.codecs import decode_into
 from daskdml.io.sources import as_source
+from daskdml.io.staging import _LocalStaging, _RemoteStaging, stage
 from daskdml.io.states import DamagedError, decode_state, encode_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -286,3 +289,175 @@ def test_altered_metadata_of_ratings(name, key, value, told, tmp_path):
     (tmp_path / "r.zarr" / name).write_text(json.dumps(metadata))
     with pytest.raises(ValueError, match=told):
         MatrixFactorization(2, max_iter=1).fit(open_ratings(tmp_path / "r.zarr"))
+
+
+ROWS = np.arange(40.0).reshape(20, 2)
+GONE = object()
+DAMAGE = [GONE, None, True, -1, 0, 7, 0.5, 10**400, 1e300, "", "x", [], [[]], {}, {"prefix": 1}]
+OUT = ["../../evil", "../../evil/", "..", ".", "scratch", "/{}/evil", "x/../../../evil", "0123456/"]
+FIELDS = ["format", "run", "token", "boot", "facts", "prefix", "owner", "host", "pid", "started"]
+FIELDS += ["born", "beat"]
+
+
+def break_off(url, monkeypatch, error=KeyboardInterrupt, **how):
+    """Write rows until all but the root is there; gives the path of the record."""
+
+    def fail(*args):
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(error):
+        for kind in (_LocalStaging, _RemoteStaging):
+            patch.setattr(kind, "commit", fail)
+        write_dataset(url, ROWS, chunks=5, **how)
+    folder, name = str(url).rsplit("/", 1)
+    return (
+        f"{url}/.unfinished/run.json"
+        if "://" in folder
+        else f"{folder}/.{name}.unfinished/run.json"
+    )
+
+
+def everything(fs, folder):
+    """Bytes of all files under a folder."""
+    fs.invalidate_cache()
+    return {path: fs.cat_file(path) for path in fs.find(folder)}
+
+
+def put(fs, record, field, value):
+    """Change one field of a record, of a writer that died."""
+    found = json.loads(fs.cat_file(record))
+    if "owner" in found:
+        dead = {"owner": "somebody", "host": socket.gethostname(), "pid": 2**31 - 1}
+        found |= dead | {"started": 1.0, "born": "another boot/1", "beat": 0.0}
+    node = found["facts"] if field == "prefix" else found
+    node.pop(field, None)
+    if value is not GONE:
+        node[field] = value
+    fs.pipe_file(record, json.dumps(found).encode())
+
+
+def is_right(fs, url):
+    """Whether rows are there, and nothing of the write beside them."""
+    rest = [p for p in fs.find(os.path.dirname(url)) if ".unfinished" in p or ".." in p]
+    return not rest and np.array_equal(open_dataset(url).read(0, 20)[0].X, ROWS)
+
+
+PLACES = [("{}", f) for f in FIELDS if f not in ("facts", "prefix", "owner", "beat")]
+PLACES += [("memory:/{}", f) for f in FIELDS if f != "boot"]
+
+
+@pytest.mark.parametrize(("where", "field"), PLACES)
+def test_records_of_unfinished_writes_are_not_trusted(where, field, tmp_path, monkeypatch):
+    """Whatever a field says, the same call ends right and what lies elsewhere stays as it was."""
+    base = where.format(tmp_path)
+    fs, _ = fsspec.url_to_fs(base)
+    outside = [f"{base}/{name}" for name in ("evil/x.partial", "evil/X/c/0/0", "data/b.zarr/x")]
+    for i, value in enumerate(DAMAGE + [text.format(tmp_path) for text in OUT]):
+        url = f"{base}/data/{i}.zarr"
+        if i % 2:
+            write_dataset(url, ROWS + 1)
+        record = break_off(url, monkeypatch, overwrite=True)
+        for path in outside:
+            fs.makedirs(os.path.dirname(path), exist_ok=True)
+            fs.pipe_file(path, b"mine")
+        put(fs, record, field, value)
+        before = {p: x for p, x in everything(fs, base).items() if f"{i}.zarr" not in p}
+        try:
+            write_dataset(url, ROWS, chunks=5, overwrite=True)
+        except ValueError as error:
+            assert field in ("owner", "host", "pid", "started", "born", "beat")
+            assert f"{i}.zarr/.unfinished/run.json is damaged" in str(error)
+            fs.rm(record)
+            write_dataset(url, ROWS, chunks=5, overwrite=True)
+        after = everything(fs, base)
+        assert {p: x for p, x in after.items() if f"{i}.zarr" not in p} == before
+        assert is_right(fs, url)
+
+
+@pytest.mark.parametrize("where", ["{}", "memory:/{}"])
+@pytest.mark.parametrize("text", [b"", b"7", b"[{}]", b'{"token', b"\xff", b"[" * 10**5])
+def test_a_record_that_is_none(where, text, tmp_path, monkeypatch):
+    """The write begins anew."""
+    url = f"{where.format(tmp_path)}/a.zarr"
+    fs, _ = fsspec.url_to_fs(url)
+    fs.pipe_file(break_off(url, monkeypatch), text)
+    write_dataset(url, ROWS, chunks=5)
+    assert is_right(fs, url)
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError])
+@pytest.mark.parametrize("prefix", ["", "another", "its own"])
+def test_a_record_that_points_at_a_data_set(prefix, error, tmp_path, monkeypatch):
+    """The arrays of what is to be replaced are neither written to nor removed before it is."""
+    url = f"memory:/{tmp_path}/a.zarr"
+    fs, path = fsspec.url_to_fs(url)
+    write_dataset(url, ROWS + 1)
+    write_dataset(url, ROWS + 2, overwrite=True)
+    own = json.loads(fs.cat_file(f"{path}/zarr.json"))["attributes"]["daskdml"]["prefix"]
+    record = break_off(url, monkeypatch, overwrite=True)
+    if prefix == "its own":
+        put(fs, record, "token", own[5:-1])
+    put(fs, record, "prefix", {"": "", "another": "data-01234567/", "its own": own}[prefix])
+    if error:
+        break_off(url, monkeypatch, error, overwrite=True)
+        assert np.array_equal(open_dataset(url).read(0, 20)[0].X, ROWS + 2)
+    write_dataset(url, ROWS, chunks=5, overwrite=True)
+    assert is_right(fs, url)
+
+
+def test_an_array_at_the_root_gets_no_folder():
+    """Not even where a record says so."""
+    url = "memory://hostile-root.zarr"
+    first = stage(url, run="one", at_root=True)
+    first.leave(KeyboardInterrupt())
+    fs = fsspec.filesystem("memory")
+    token = json.loads(fs.cat_file(f"{url}/.unfinished/run.json"))["token"]
+    put(fs, f"{url}/.unfinished/run.json", "prefix", f"data-{token}/")
+    again = stage(url, run="one", at_root=True)
+    assert again.prefix == "" and not again.resumed
+    again.leave(ValueError())
+
+
+@pytest.mark.parametrize("field", ["token", "facts", "format", "host", "pid", "beat", "started"])
+def test_a_damaged_record_of_a_writer_at_work(field):
+    """Nobody takes its place; it goes on, and what it records next is whole."""
+    url = f"memory://hostile-{field}.zarr"
+    first = stage(url, run="one")
+    fs, record = fsspec.filesystem("memory"), f"{url}/.unfinished/run.json"
+    found = json.loads(fs.cat_file(record))
+    del found[field]
+    fs.pipe_file(record, json.dumps(found).encode())
+    living = field in ("token", "facts", "format")
+    told = "is being written by process" if living else r"run\.json is damaged .* remove that file"
+    with pytest.raises(RuntimeError if living else ValueError, match=told):
+        stage(url, run="one")
+    first.leave(KeyboardInterrupt())
+    again = stage(url, run="one")
+    assert again.resumed
+    again.leave(ValueError())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+@pytest.mark.parametrize("which", ["token", "scratch", "folder"])
+def test_links_in_place_of_an_unfinished_write(which, tmp_path, monkeypatch):
+    """What they lead to is neither written to nor removed."""
+    evil, url = tmp_path / "evil", tmp_path / "a.zarr"
+    evil.mkdir()
+    (evil / "x.partial").write_bytes(b"mine")
+    record = Path(break_off(url, monkeypatch))
+    token = json.loads(record.read_text())["token"]
+    place = (
+        record.parent
+        if which == "folder"
+        else record.with_name(token if which == "token" else which)
+    )
+    if place.exists():
+        shutil.rmtree(place)
+    place.symlink_to(evil)
+    if which == "folder":
+        with pytest.raises(FileExistsError, match=rf"{re.escape(str(place))} is a symbolic link"):
+            write_dataset(url, ROWS, chunks=5)
+        place.unlink()
+    write_dataset(url, ROWS, chunks=5)
+    assert is_right(fsspec.filesystem("file"), str(url))
+    assert [path.name for path in evil.iterdir()] == ["x.partial"]

@@ -306,8 +306,8 @@ def test_a_write_cut_off_while_it_tidies_up(tmp_path):
     for _ in range(3):
         write_dataset(url, X[:50], chunks=10, overwrite=True)
         root = json.loads(fs.cat_file(f"{path}/zarr.json"))["attributes"]["daskdml"]
-        record = {"run": _run(X[:50], 10), "token": root["prefix"][5:-1], "owner": None,
-                  "facts": {"prefix": root["prefix"]}}  # fmt: skip
+        record = {"format": 1, "run": _run(X[:50], 10), "token": root["prefix"][5:-1],
+                  "owner": None, "facts": {"prefix": root["prefix"]}}  # fmt: skip
         fs.pipe_file(f"{path}/.unfinished/run.json", json.dumps(record).encode())
     assert len(fs.find(path)) == 5 + 3 + 1
     assert np.array_equal(open_dataset(url).read(0, 50)[0].X, X[:50])
