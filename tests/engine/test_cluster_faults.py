@@ -274,6 +274,20 @@ def test_the_scheduler_is_frozen(rows, cluster):
         os.kill(processes.scheduler.pid, signal.SIGCONT)
 
 
+def test_a_scheduler_that_was_busy(rows, expected, short_limits, cluster):
+    """While it hears nobody no worker is silent: none is removed, and the fit goes on."""
+    processes, client = cluster
+    before = set(processes.ready(client, 2))
+
+    def busy(event):
+        freeze(processes.scheduler.pid)
+        threading.Timer(8, os.kill, (processes.scheduler.pid, signal.SIGCONT)).start()
+
+    at = At(12, busy)
+    assert fitted(rows, client, [at]) == expected
+    assert not at.told("has not been heard of") and set(client.nthreads()) == before
+
+
 def test_the_scheduler_is_killed(rows, tmp_path):
     """The fit ends within seconds, and names the scheduler and where the checkpoints are."""
     with Processes(1) as processes, Client(processes.address, set_as_default=False) as client:

@@ -32,6 +32,14 @@ WARM = {
 }  # fmt: skip
 
 
+STEPS = {
+    "newton": dml.LogisticRegression(solver="newton", tol=1e-12),
+    "kmeans": dml.KMeans(6, random_state=0, tol=0.0),
+    "minibatch": dml.MiniBatchKMeans(6, random_state=0, max_iter=5, tol=0.0),
+    "nmf": dml.NMF(2, random_state=0, max_iter=5, tol=0.0),
+}
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Rows in 12 chunks; ratings in a grid of 4 x 4."""
@@ -65,6 +73,29 @@ def fit(model, data, place=None, stop=None, told=None):
     texts = [str(w.message) for w in warned]
     assert (stop is not None) == any("interrupted (Ctrl-C) after step" in text for text in texts)
     return model
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_what_is_interrupted_is_fitted(name, data, tmp_path):
+    """After a step there is a model that can be used; the same call goes on to the whole fit's."""
+    whole = fit(clone(STEPS[name]), data)
+    model = fit(clone(STEPS[name]), data, tmp_path, stop=2)
+    assert model.n_iter_ < whole.n_iter_
+    use = model.predict if hasattr(model, "predict") else model.transform
+    assert np.isfinite(np.asarray(use(data["rows"]))).all()
+    assert learned(fit(model, data, tmp_path)) == learned(whole)
+
+
+def test_a_second_ctrl_c_waits_for_nothing(data, tmp_path, monkeypatch):
+    """Pressed again while the model is put together, it ends the call at once."""
+    from daskdml.engine.checkpoint import Checkpoints
+
+    def pressed(self, seconds=None):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Checkpoints, "close", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(clone(WARM["sgd"]), data, tmp_path, stop=2)
 
 
 @pytest.mark.parametrize("first", ["new", "fitted"])

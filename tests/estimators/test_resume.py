@@ -313,6 +313,15 @@ def test_an_interrupted_fit_is_fitted(name, rows, tmp_path):
     assert any(isinstance(e, Message) and e.text.startswith("Goes on after step") for e in told)
 
 
+@pytest.mark.cluster
+def test_an_interrupted_fit_on_a_cluster(rows, two_workers, tmp_path):
+    """What workers do ends or is cancelled, and control comes back as soon."""
+    data = open_dataset(rows)
+    model, seconds, _ = interrupted(SLOW["sgd"](), data, 5, tmp_path / "fit", two_workers)
+    assert seconds < 2.5 and model.n_iter_ >= 4
+    assert not two_workers.futures
+
+
 def test_an_interrupted_factorization_is_fitted(ratings, tmp_path):
     """The same for factors, in memory and in a store."""
     data = open_ratings(ratings)

@@ -9,7 +9,7 @@ import pytest
 import zarr
 
 from daskdml import Engine, LogisticRegression
-from daskdml.io import convert_ratings, open_dataset, write_dataset
+from daskdml.io import convert_ratings, fetch, open_dataset, write_dataset
 from daskdml.io.chunks import ChunkError, ChunkReader
 from daskdml.io.factors import FactorStore, StoredFactors
 from daskdml.io.store import open_store
@@ -50,6 +50,15 @@ def test_a_lasting_error_names_the_object(url, faulty, data):
     faulty.lasting = "/rows.zarr/X/c/7/0"
     with pytest.raises(ConnectionError, match=r"faulty://.*rows\.zarr/X/c/7/0 failed 5 times"):
         LogisticRegression(solver="newton", random_state=0).fit(rows)
+
+
+def test_a_chunk_that_takes_too_long_is_named(url, faulty, monkeypatch):
+    """A request has to end in time, also of a store that sets no limit of its own."""
+    ds = open_dataset(url)
+    monkeypatch.setattr(fetch, "PATIENCE", 0.1)
+    faulty.pause = 1.0
+    with pytest.raises(ConnectionError, match=r"rows\.zarr/X/c/0/0 failed 5 times, .*not whole"):
+        ds.read(0, 250)
 
 
 def test_a_truncated_answer_is_named(url, faulty):
