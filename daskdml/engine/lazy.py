@@ -16,7 +16,8 @@ from daskdml.engine.graphs import Group
 from daskdml.engine.memory import Needs
 from daskdml.engine.run import Engine
 from daskdml.io.arrays import apart, array_at_root, open_to_write
-from daskdml.io.journal import finished_chunks, run_of
+from daskdml.io.finished import finished_chunks
+from daskdml.io.journal import run_of
 from daskdml.io.options import quiet
 from daskdml.io.sources import AnySource, DaskSource, Source
 from daskdml.io.staging import Staging, stage

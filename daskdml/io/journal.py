@@ -10,36 +10,28 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import secrets
 import shutil
-import socket
 import threading
 import time
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
-import zarr
 from fsspec import AbstractFileSystem
-from zarr.core.sync import sync
-from zarr.storage import LocalStore
 
 from daskdml import __version__
-from daskdml.io.chunks import ChunkError, ChunkReader
 from daskdml.io.durable import put_file
 from daskdml.io.states import digest
-from daskdml.io.store import array_name, retrying
+from daskdml.io.store import retrying
+from daskdml.io.writers import HERE, boot, is_alive, names_process, tells_of_life, this_process
 
 __all__ = [
     "Leftover",
     "LocalLeftover",
     "RemoteLeftover",
-    "boot",
-    "finished_chunks",
     "helps",
     "run_of",
 ]
@@ -48,17 +40,10 @@ RECORD = "run.json"
 LOCK = "lock"
 BEAT = 15.0
 """Seconds between two signs of life of a writer to an object store."""
-SILENT = 60.0
-"""Seconds without one after which a writer on another machine counts as dead."""
-CLOCK_SET = 60.0
-"""Seconds by which a clock may be set, where the start of a process is known by it alone."""
 
 _TOKEN = re.compile(r"[0-9a-f]{8}")
-_IN_ONE_PIECE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory"}
-_IN_ONE_PIECE |= {"hdfs", "webhdfs"}  # with this library's file systems
 _OF_CLUSTERS = ("distributed", "botocore", "aiobotocore", "aiohttp", "concurrent", "asyncio")
 _OF_CALLERS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError)
-_HERE: set[str] = set()  # the writers of this process that are at work
 
 
 def run_of(call: str, **facts: Any) -> str | None:
@@ -101,42 +86,6 @@ def helps(error: BaseException) -> bool:
     return isinstance(error, OSError) and not isinstance(error, _OF_CALLERS)
 
 
-@cache
-def boot() -> str:
-    """Names the time since this machine was started; "" where it does not say."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return ""
-
-
-def _born(pid: int) -> str | None:
-    """When a process was started, by no clock that can be set; None where that is not known."""
-    with contextlib.suppress(OSError, IndexError):
-        text = Path(f"/proc/{pid:d}/stat").read_text(errors="replace")
-        since_boot = text.rpartition(")")[2].split()[19]  # behind a name that may have blanks
-        return f"{boot()}/{since_boot}"
-    return None
-
-
-def _self() -> dict[str, Any]:
-    """Who writes: this process."""
-    pid = os.getpid()
-    started = psutil.Process().create_time()
-    return {"host": socket.gethostname(), "pid": pid, "started": started, "born": _born(pid)}
-
-
-def _runs(found: dict[str, Any]) -> bool:
-    """Whether the process of a record on this machine is there, and no other with its number."""
-    born = _born(found["pid"])
-    if born is not None and found.get("born") is not None:
-        return bool(born == found["born"])
-    try:
-        apart = psutil.Process(found["pid"]).create_time() - found["started"]
-    except psutil.NoSuchProcess:
-        return False
-    return bool(abs(apart) < CLOCK_SET)
-
-
 class Leftover(Protocol):
     """The place of an unfinished run, held by this process alone.
 
@@ -165,7 +114,7 @@ class Leftover(Protocol):
 
 
 def _busy(url: str, found: dict[str, Any]) -> RuntimeError:
-    named = _names_process(found)
+    named = names_process(found)
     who = f"process {found['pid']} on {found['host']}" if named else "another process"
     return RuntimeError(
         f"{url} is being written by {who}; wait until it has ended, or choose another URL"
@@ -192,17 +141,6 @@ def _is_of(found: dict[str, Any], run: str | None) -> bool:
 
 def _prefix_of(token: str) -> str:
     return f"data-{token}/"
-
-
-def _names_process(found: dict[str, Any]) -> bool:
-    """Whether a record says, in fields of the right types, which process wrote it."""
-    host, pid, born = (found.get(key) for key in ("host", "pid", "born"))
-    known = isinstance(host, str) and type(pid) is int and pid > 0
-    return known and _is_time(found.get("started")) and isinstance(born, str | None)
-
-
-def _is_time(x: Any) -> bool:
-    return type(x) in (int, float) and 0 <= x < 1e12
 
 
 def _hold(file: int) -> None:
@@ -252,8 +190,9 @@ class LocalLeftover:
             self.token = found["token"] if self.resumed else secrets.token_hex(4)
             if not self.resumed:
                 self._clear()
-            record = {"format": 1, "run": run, "token": self.token, "boot": boot(), **_self()}
-            put_file(folder / RECORD, json.dumps(record, indent=1).encode())
+            record = {"format": 1, "run": run, "token": self.token, "boot": boot()}
+            text = json.dumps(record | this_process(), indent=1)
+            put_file(folder / RECORD, text.encode())
         except BaseException:
             self.release()
             raise
@@ -333,12 +272,12 @@ class RemoteLeftover:
         self._fs, self._path, self._folder = fs, f"{folder}/{RECORD}", folder
         self._run, self._url = run, url
         found = self._read()
-        if not _tells_of_life(found):
+        if not tells_of_life(found):
             raise ValueError(
                 f"{self._path} is damaged and does not tell whether another process is writing "
                 f"{url}; remove that file if none is, or choose another URL"
             )
-        if _alive(found):
+        if is_alive(found):
             raise _busy(url, found)
         self.resumed = _is_of(found, run) and found.get("facts") in (
             {"prefix": ""},
@@ -351,12 +290,12 @@ class RemoteLeftover:
         self._record: dict[str, Any] = {"format": 1, "run": run if self.resumed else None}
         self._stop = threading.Event()
         self._heart = threading.Thread(target=self._live, name="daskdml-writes", daemon=True)
-        _HERE.add(self._owner)
+        HERE.add(self._owner)
         try:
             self._put()
             self.confirm()
         except BaseException:
-            _HERE.discard(self._owner)
+            HERE.discard(self._owner)
             raise
         self._heart.start()
 
@@ -381,7 +320,7 @@ class RemoteLeftover:
         """Raise RuntimeError where another writer has taken over."""
         found = self._read()
         if found.get("owner") != self._owner:
-            _HERE.discard(self._owner)
+            HERE.discard(self._owner)
             raise _busy(self._url, found)
 
     def held(self) -> bool:
@@ -408,7 +347,7 @@ class RemoteLeftover:
     def _end(self) -> None:
         self._stop.set()
         self._heart.join()
-        _HERE.discard(self._owner)
+        HERE.discard(self._owner)
 
     def _live(self) -> None:
         while not self._stop.wait(BEAT):
@@ -424,73 +363,6 @@ class RemoteLeftover:
 
     def _put(self, **changes: Any) -> None:
         more = {"token": self.token, "facts": self.facts, "owner": self._owner}
-        record = {**self._record, **more, **_self(), "beat": time.time(), **changes}
+        record = {**self._record, **more, **this_process(), "beat": time.time(), **changes}
         text = json.dumps(record, indent=1).encode()
         retrying(lambda: self._fs.pipe_file(self._path, text), f"writing {self._url}: {RECORD}")
-
-
-def _tells_of_life(found: dict[str, Any]) -> bool:
-    """Whether a record says if there is a writer, and all that tells whether it is at work."""
-    owner = found.get("owner")
-    told = isinstance(owner, str) and _is_time(found.get("beat")) and _names_process(found)
-    return owner is None or told
-
-
-def _alive(found: dict[str, Any]) -> bool:
-    """Whether the writer of a record is at work."""
-    if found.get("owner") is None:
-        return False
-    if found["host"] != socket.gethostname():
-        return bool(time.time() - found["beat"] < SILENT)
-    return _runs(found) and (found["pid"] != os.getpid() or found["owner"] in _HERE)
-
-
-def finished_chunks(array: zarr.Array[Any], check: bool = False) -> set[int]:
-    """Numbers of the chunks that an array has, which are cut along its rows alone.
-
-    Parameters
-    ----------
-    array : zarr.Array
-    check : bool
-        Count only those that can be decoded. Always so where the store does not put objects in one
-        piece.
-    """
-    store, rows = array.store_path.store, array.chunks[0]
-    base = f"{array.store_path.path}/c/".lstrip("/")
-    tail = "/0" * (array.ndim - 1)
-    n = math.ceil(array.shape[0] / rows)
-    keys = retrying(lambda: _keys(store, base), f"listing {array_name(array)}")
-    found = {i for i in range(n) if f"{base}{i}{tail}" in keys}
-    if check or not _puts_in_one_piece(store):
-        reader = ChunkReader(array, strict=True)
-        return {i for i in found if _is_whole(reader, i)}
-    return found
-
-
-def _keys(store: Any, prefix: str) -> set[str]:
-    async def listed() -> set[str]:
-        return {key async for key in store.list_prefix(prefix)}
-
-    if hasattr(store, "fs"):
-        store.fs.invalidate_cache()
-    try:
-        return sync(listed())
-    except FileNotFoundError:
-        return set()
-
-
-def _puts_in_one_piece(store: Any) -> bool:
-    if isinstance(store, LocalStore):
-        return True
-    fs = getattr(store, "fs", None)
-    protocol = getattr(getattr(fs, "sync_fs", fs), "protocol", ())
-    return bool(_IN_ONE_PIECE & set([protocol] if isinstance(protocol, str) else protocol))
-
-
-def _is_whole(reader: ChunkReader, chunk: int) -> bool:
-    start = chunk * reader.chunk_rows
-    try:
-        reader.read(start, min(start + reader.chunk_rows, reader.n_rows))
-    except (ValueError, RuntimeError, ChunkError):  # or what another codec raises
-        return False
-    return True

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from daskdml.io.journal import boot
+from daskdml.io.writers import boot
 
 __all__ = ["Scratch"]
 

@@ -23,8 +23,9 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
+from daskdml.io.finished import finished_chunks
 from daskdml.io.hadoop import is_unfinished
-from daskdml.io.journal import Leftover, LocalLeftover, RemoteLeftover, finished_chunks, helps
+from daskdml.io.journal import Leftover, LocalLeftover, RemoteLeftover, helps
 from daskdml.io.store import (
     filesystem,
     is_local,

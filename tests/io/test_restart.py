@@ -17,7 +17,7 @@ import pytest
 import zarr
 from fsspec.implementations.memory import MemoryFileSystem
 
-from daskdml.io import journal, open_dataset, write_dataset
+from daskdml.io import open_dataset, write_dataset, writers
 from daskdml.io.journal import run_of
 from daskdml.io.staging import stage
 
@@ -229,12 +229,12 @@ def test_two_writers_are_kept_apart(tmp_path, where):
 def test_a_writer_that_was_taken_for_dead_removes_nothing(monkeypatch):
     """Another one has written there since: it is told so, and what that one wrote stays."""
     url = "memory://asleep/a.zarr"
-    monkeypatch.setattr(journal, "SILENT", 0.0)
+    monkeypatch.setattr(writers, "SILENT", 0.0)
 
     def blocks():
         yield X[:500]
         with monkeypatch.context() as patch:  # on another machine, which cannot see this one live
-            patch.setattr(journal.socket, "gethostname", lambda: "elsewhere")
+            patch.setattr(writers.socket, "gethostname", lambda: "elsewhere")
             assert np.array_equal(write_dataset(url, X[:300] + 1, chunks=10).read(0, 300)[0].X,
                                   X[:300] + 1)  # fmt: skip
         yield X[500:]
@@ -351,7 +351,7 @@ def test_a_clock_that_is_set_kills_no_writer(by, monkeypatch):
     """Once the clock is set, a writer that lives still has its place; one that died leaves it."""
     lin = pytest.importorskip("psutil._pslinux")
     if by == "clock":
-        monkeypatch.setattr(journal, "_born", lambda pid: None)
+        monkeypatch.setattr(writers, "_born", lambda pid: None)
     url = f"memory://clock-{by}.zarr"
     child = start("import sys; sys.stdin.read()")
     first = stage(url, run="one")
@@ -359,25 +359,25 @@ def test_a_clock_that_is_set_kills_no_writer(by, monkeypatch):
     fs = fsspec.filesystem("memory")
     (name,) = [each for each in fs.find(f"/clock-{by}.zarr") if each.endswith("run.json")]
     record = json.loads(fs.cat_file(name))
-    theirs = {"pid": child.pid, "born": journal._born(child.pid)}
-    other = record | theirs | {"started": journal.psutil.Process(child.pid).create_time()}
+    theirs = {"pid": child.pid, "born": writers._born(child.pid)}
+    other = record | theirs | {"started": writers.psutil.Process(child.pid).create_time()}
     for change in (0.0, 1.0, -20.0):
         monkeypatch.setattr(lin, "boot_time", lambda change=change: boot() + change)
         with pytest.raises(RuntimeError, match="is being written by process"):
             stage(url, run="two")
-        assert journal._alive(other)
-    assert not journal._alive(other | {"born": "another boot/1", "started": 1.0})
+        assert writers.is_alive(other)
+    assert not writers.is_alive(other | {"born": "another boot/1", "started": 1.0})
     child.kill()
     child.wait(10)
-    assert not journal._alive(other)
+    assert not writers.is_alive(other)
     first.leave(KeyboardInterrupt())
     stage(url, run="two").leave(KeyboardInterrupt())
 
 
 def test_a_process_of_an_older_version_is_known():
     """A record without a start in ticks is compared by the clock."""
-    record = {**journal._self(), "owner": "somebody", "born": None}
-    assert journal._runs(record) and not journal._runs(record | {"started": 1.0})
+    record = {**writers.this_process(), "owner": "somebody", "born": None}
+    assert writers._runs(record) and not writers._runs(record | {"started": 1.0})
 
 
 REPLACE = """
