@@ -585,32 +585,33 @@ NOBODY = """
 import os, sys
 import numpy as np
 import daskdml as dml
-import daskdml.estimators.fitting  # nobody may not write what Numba caches
 from daskdml.events import PassEnd, PassStart
 
 def heard(event):
     if isinstance(event, PassStart | PassEnd):
         os._exit(3)
 
-model, X = dml.Ridge(), np.eye(5)
+X = np.eye(5)
+with dml.Engine(checkpoint=sys.argv[2]):  # nobody may not read what is not loaded yet
+    dml.Ridge().fit(X, X[0])
 with dml.Engine(callbacks=[heard], checkpoint=sys.argv[1]):
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
     try:
-        model.fit(X, X[0])
+        dml.Ridge().fit(X, X[0])
     except PermissionError as error:
         print(error)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes and user ids are those of POSIX")
-def test_a_folder_of_others():
+def test_a_folder_of_others(tmp_path):
     """A user who may not write there, root's child without root's rights, is told before a pass."""
     with tempfile.TemporaryDirectory() as folder:  # tmp_path is root's alone
         os.chmod(folder, 0o555)
-        command = [sys.executable, "-c", NOBODY, f"{folder}/fit"]
+        command = [sys.executable, "-c", NOBODY, f"{folder}/fit", str(tmp_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         told = f"checkpoints cannot be written at {folder}/fit: "
         assert done.stdout.startswith(told), done.stderr
