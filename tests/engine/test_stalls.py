@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from dataclasses import dataclass
 
 import dask
@@ -18,7 +20,7 @@ from daskdml.engine.memory import Needs
 from daskdml.engine.run import Inline
 from daskdml.engine.stalls import given_to
 from daskdml.engine.survey import NOTE
-from daskdml.events import BlockEnd, Message
+from daskdml.events import Message, PassStart
 from tests.engine.processes import Processes
 from tests.engine.sources import Made, total
 
@@ -112,9 +114,25 @@ def test_a_neighbour_that_stays_hides_nothing(client):
 
 
 def lose_all(dask_worker):
-    """Have a worker forget what it has not begun of a fit, but none of its data."""
+    """Have a worker forget what it has not begun, but none of its data; how much that is."""
     tasks = dask_worker.state.tasks.values()
-    forget([t.key for t in tasks if t.state in ("waiting", "ready")], dask_worker)
+    keys = [task.key for task in tasks if task.state in ("waiting", "ready")]
+    forget(keys, dask_worker)
+    return len(keys)
+
+
+def lose_first(client, name):
+    """Have the worker forget the first that it is given, while its thread is busy."""
+    theirs = client.submit(Event(name).wait, 60, priority=100, pure=False)
+    while not sum(client.run(lambda dask_worker: len(dask_worker.state.executing)).values()):
+        assert not theirs.done()
+
+    def lose():
+        while not sum(client.run(lose_all).values()) and not theirs.done():
+            time.sleep(0.02)
+        Event(name, client=client).set()
+
+    threading.Thread(target=lose).start()
 
 
 @pytest.mark.parametrize("kind", ["persisted", "scattered"])
@@ -142,10 +160,10 @@ def test_data_of_others_stay(kind, client, tmp_path):
         seen, said = [], []
 
         def heard(event):
-            if isinstance(event, BlockEnd):
+            if isinstance(event, PassStart):
                 seen.append(event)
                 if len(seen) == 1:
-                    client.run(lose_all)
+                    lose_first(client, kind)
             elif isinstance(event, Message):
                 said.append(event.text)
 
