@@ -16,7 +16,15 @@ from typing import Any
 
 from dask.utils import parse_timedelta
 
-from daskdml.engine.listing import FORMAT, POINTER, CheckpointError, checksum, entry_of, found_at
+from daskdml.engine.listing import (
+    FORMAT,
+    POINTER,
+    CheckpointError,
+    checksum,
+    entry_of,
+    found_at,
+    parsed_head,
+)
 from daskdml.engine.survey import NUMERICAL
 from daskdml.io.durable import put_file
 from daskdml.io.options import StorageOptions, quiet
@@ -127,20 +135,13 @@ class Checkpoints:
             try:
                 encoded = retrying(lambda n=entry["name"]: self._get(n), f"reading {name}")  # type: ignore[misc]
                 head, state = decode_state(encoded)
-                if json.loads(head)[0] != self._fit:
+                if parsed_head(head)[0] != self._fit:
                     raise DamagedError("it is of another fit")
                 missing = [each for each in entry.get("names", ()) if each not in there]
                 if missing:
                     raise DamagedError(f"{missing[0]}, which it names, is gone")
                 return state
-            except (
-                FileNotFoundError,
-                IsADirectoryError,
-                LookupError,
-                RecursionError,
-                TypeError,
-                ValueError,
-            ) as error:
+            except (FileNotFoundError, IsADirectoryError, TypeError, ValueError) as error:
                 why = "it is not there" if isinstance(error, FileNotFoundError) else str(error)
                 warnings.warn(
                     f"the checkpoint {name} is damaged ({why}); the one before it is taken, or the "

@@ -107,7 +107,7 @@ def _rebuilt(fs: Any, path: str, url: str, damaged: str) -> Found:
     for name in names:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError, DamagedError):
             encoded = retrying(partial(fs.cat_file, f"{path}/{name}"), f"reading {url}/{name}")
-            fit, facts = _head(encoded)
+            fit, facts = parsed_head(head_of(encoded))
             listed.append(entry_of(name, len(encoded), facts))
             fits.append(fit)
     if not fits:
@@ -123,12 +123,11 @@ def _rebuilt(fs: Any, path: str, url: str, damaged: str) -> Found:
     return Found(fits[0], listed, _number(names[0]))
 
 
-def _head(encoded: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fit and the facts that a whole state begins with; its classes need not be loaded."""
-    text = head_of(encoded)
+def parsed_head(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fit and the facts that a state begins with; DamagedError where it begins otherwise."""
     try:
         fit, facts = json.loads(text)
-        if not _is_entry(entry_of("000000.state", len(encoded), facts)):
+        if not _is_entry(entry_of("000000.state", 0, facts)):
             raise DamagedError("it says what no checkpoint does")
         return dict(fit), dict(facts)
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:

@@ -188,7 +188,7 @@ class Watch:
         return True
 
     def _look(self, began: float, interval: float) -> None:
-        self.survey()
+        self._survey()
         took, since = time.monotonic() - began, began - self._looked
         slow = took > max(1.0, interval) or (self._looked > 0 and since > 2 * interval + 1.0)
         for fact in self._silent(slow):
@@ -197,8 +197,8 @@ class Watch:
         self._vet()
         self._looked = time.monotonic()
 
-    def survey(self) -> list[Fact]:
-        """The workers that there are, by the scheduler, which alone is asked.
+    def _survey(self) -> None:
+        """Note the workers that there are, by the scheduler, which alone is asked.
 
         Raises
         ------
@@ -210,7 +210,7 @@ class Watch:
             try:
                 # Not scheduler_info: what the client keeps may be replaced before it is read.
                 self.facts = facts_of(self.ask(self.client.scheduler.identity(n_workers=-1)))
-                return self.facts
+                return
             except LostScheduler:
                 raise
             except OSError as error:  # one connection of several may break
