@@ -44,7 +44,7 @@ class Lost:
 
 
 class Stalls:
-    """Looks for tasks of one fit that were given to workers which know nothing of them.
+    """Looks for tasks that one fit waits for, given to workers which know nothing of them.
 
     Parameters
     ----------
@@ -135,19 +135,42 @@ async def _differences(client: Any, token: str) -> dict[str, Lost]:
 
 
 def given_to(token: str, dask_scheduler: Any) -> dict[str, Needs]:
-    """A fit's tasks that workers have been given, by worker.
+    """Tasks that a fit waits for and that workers have been given, by worker.
 
     Runs in the scheduler's process. Workers to which messages are under way are left out.
     """
     found: dict[str, Needs] = {}
+    awaited = _awaited(token, [t for w in dask_scheduler.running for t in w.processing])
     for worker in dask_scheduler.running:
         given = {
             task.key: [need.key for need in task.dependencies if need.who_has == {worker}]
             for task in worker.processing
-            if (task.annotations or {}).get(NOTE) == token
+            if task in awaited
         }
         if given and not _sending(dask_scheduler.stream_comms[worker.address]):
             found[worker.address] = given
+    return found
+
+
+def _awaited(token: str, given: Collection[Any]) -> set[Any]:
+    """Those of some tasks that are a fit's own, or the user's that lead to these.
+
+    Rows of a Dask collection that is persisted, say, and not made yet.
+    """
+    seen, found = set(given), set()
+    ahead = list(given)
+    while ahead:
+        task = ahead.pop()
+        if (task.annotations or {}).get(NOTE) == token:
+            found.add(task)
+        else:
+            ahead += (task.waiters or set()) - seen
+            seen |= task.waiters or set()
+    behind = list(found)
+    while behind:
+        needs = (behind.pop().waiting_on or set()) & seen - found
+        behind += needs
+        found |= needs
     return found
 
 

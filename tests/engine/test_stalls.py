@@ -12,7 +12,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from distributed import Client, Event, get_worker, secede
+from distributed import Client, Event, get_worker, secede, wait
 
 import daskdml.engine.run
 from daskdml import Engine, Ridge
@@ -135,9 +135,12 @@ def lose_first(client, name):
     threading.Thread(target=lose).start()
 
 
-@pytest.mark.parametrize("kind", ["persisted", "scattered"])
+@pytest.mark.parametrize("kind", ["persisting", "persisted", "scattered"])
 def test_data_of_others_stay(kind, client, tmp_path):
-    """Rows that a fit did not make are neither made anew nor lost, where it is sent again."""
+    """Rows that a fit did not make are neither made anew nor lost, where it is sent again.
+
+    Those that are still to be made, and are lost themselves, are sent again as well.
+    """
     rng = np.random.default_rng(0)
     rows, y = rng.standard_normal((400, 5)), rng.standard_normal(400)
     log = str(tmp_path / "log")
@@ -156,13 +159,17 @@ def test_data_of_others_stay(kind, client, tmp_path):
             for at in range(0, 400, 20)
         ]  # fmt: skip
         X = da.concatenate(blocks)
+        if kind == "persisting":
+            lose_first(client, kind)
         X = X if kind == "scattered" else X.persist()
+        if kind == "persisted":
+            wait(X)
         seen, said = [], []
 
         def heard(event):
             if isinstance(event, PassStart):
                 seen.append(event)
-                if len(seen) == 1:
+                if len(seen) == 1 and kind != "persisting":
                     lose_first(client, kind)
             elif isinstance(event, Message):
                 said.append(event.text)
