@@ -20,6 +20,7 @@ from daskdml.engine.memory import Needs
 from daskdml.engine.run import Inline
 from daskdml.engine.stalls import given_to
 from daskdml.engine.survey import NOTE
+from daskdml.engine.watch import Watch
 from daskdml.events import Message, PassStart
 from tests.engine.processes import Processes
 from tests.engine.sources import Made, total
@@ -29,9 +30,13 @@ pytestmark = pytest.mark.cluster
 
 @pytest.fixture(autouse=True)
 def short_limits(monkeypatch):
-    """A worker that does nothing is waited for for five seconds; ten rows are a group."""
+    """A worker that does nothing is waited for for three seconds; ten rows are a group.
+
+    None is removed for its silence, since there is but one, which loads code for as long.
+    """
     monkeypatch.setattr(daskdml.engine.run, "GROUP_BYTES", 300)
-    with dask.config.set({"daskdml.worker-silence": "5s"}):
+    monkeypatch.setattr(Watch, "_silent", lambda watch, slow: [])
+    with dask.config.set({"daskdml.worker-silence": "3s"}):
         yield
 
 
