@@ -284,10 +284,8 @@ def list_checkpoints(place: CheckpointPlace) -> tuple[dict[str, Any], list[dict[
     return found.fit, found.listed
 
 
-def checkpoint_place(
-    url: Any, every: str | float, keep: int, options: Mapping[str, Any] | None
-) -> CheckpointPlace:
-    """The place that `Engine`'s parameters name.
+def seconds_between(every: str | float, keep: int) -> float:
+    """Seconds between checkpoints, of which so many are to be kept.
 
     Raises
     ------
@@ -296,8 +294,8 @@ def checkpoint_place(
 
     Examples
     --------
-    >>> checkpoint_place("/data/fit", "2 minutes", 2, None)
-    CheckpointPlace(url='/data/fit', every=120.0, keep=2)
+    >>> seconds_between("2 minutes", 2)
+    120.0
     """
     try:
         seconds = float(parse_timedelta(every))
@@ -309,6 +307,25 @@ def checkpoint_place(
         raise ValueError(f"every={every!r} is no time between checkpoints; give seconds, or '60s'")
     if type(keep) is not int or keep < 1:
         raise ValueError(f"keep={keep!r}: at least one checkpoint has to stay, a whole number")
+    return seconds
+
+
+def checkpoint_place(
+    url: Any, every: str | float, keep: int, options: Mapping[str, Any] | None
+) -> CheckpointPlace:
+    """The place that `Engine`'s parameters name.
+
+    Raises
+    ------
+    ValueError
+        For a time that cannot be read, nothing to keep, or no URL.
+
+    Examples
+    --------
+    >>> checkpoint_place("/data/fit", "2 minutes", 2, None)
+    CheckpointPlace(url='/data/fit', every=120.0, keep=2)
+    """
+    seconds = seconds_between(every, keep)
     if not isinstance(url, str | os.PathLike) or not os.fspath(url):
         raise ValueError(f"checkpoint={url!r} names no folder; give a path or a URL")
     return CheckpointPlace(resolve_url(url), seconds, keep, quiet(options))

@@ -12,7 +12,7 @@ from typing import Any, cast
 from dask.utils import parse_bytes
 
 from daskdml.engine import tasks
-from daskdml.engine.checkpoint import CheckpointPlace, checkpoint_place
+from daskdml.engine.checkpoint import CheckpointPlace, checkpoint_place, seconds_between
 from daskdml.engine.cluster import Cluster
 from daskdml.engine.graphs import Graph, Group, group_rows, pass_graph, rounds_graph
 from daskdml.engine.journal import Entry, Journal
@@ -23,6 +23,7 @@ from daskdml.engine.place import global_client
 from daskdml.engine.runners import Inline, Runner, Threads, fit_name
 from daskdml.engine.share import share_of
 from daskdml.events import Callback, Event, Message, emit
+from daskdml.io.options import quiet
 from daskdml.io.sources import AnySource
 from daskdml.io.states import digest
 from daskdml.kernels.targets import DataError, check_rows, explain
@@ -183,10 +184,10 @@ def _place(
     url: Any, every: str | float, keep: int, options: Mapping[str, Any] | None
 ) -> CheckpointPlace | None:
     """The place of the checkpoints; what is said of them is checked also where there are none."""
-    place = checkpoint_place("/" if url is None else url, every, keep, options)
     if url is not None:
-        return place
-    if place.options is not None:
+        return checkpoint_place(url, every, keep, options)
+    seconds_between(every, keep)
+    if quiet(options) is not None:
         raise ValueError(
             "storage_options of an Engine are those of its checkpoint, and there is no checkpoint=;"
             " name its URL, or give them to fit or open_dataset, if they are the data's"

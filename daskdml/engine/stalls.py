@@ -153,9 +153,9 @@ def given_to(token: str, dask_scheduler: Any) -> dict[str, Needs]:
 
 
 def _awaited(token: str, given: Collection[Any]) -> set[Any]:
-    """Those of some tasks that are a fit's own, or the user's that lead to these.
+    """Of some tasks, and all that wait for them, those that a fit waits for.
 
-    Rows of a Dask collection that is persisted, say, and not made yet.
+    They are its own, and the user's that lead to these: rows that are persisted, and not made yet.
     """
     seen, found = set(given), set()
     ahead = list(given)
@@ -164,13 +164,14 @@ def _awaited(token: str, given: Collection[Any]) -> set[Any]:
         if (task.annotations or {}).get(NOTE) == token:
             found.add(task)
         else:
-            ahead += (task.waiters or set()) - seen
-            seen |= task.waiters or set()
+            later = (task.waiters or set()) - seen
+            seen |= later
+            ahead += later
     behind = list(found)
     while behind:
-        needs = (behind.pop().waiting_on or set()) & seen - found
-        behind += needs
+        needs = ((behind.pop().waiting_on or set()) & seen) - found
         found |= needs
+        behind += needs
     return found
 
 

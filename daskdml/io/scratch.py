@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,7 +35,7 @@ class Scratch:
 
     def __init__(self, folder: Path, run: str | None) -> None:
         self.folder = folder
-        self._head = {"run": run, "boot": boot()}
+        self._head = _line(run=run, boot=boot())
         self._files: list[BinaryIO] = []
         self._lock = threading.Lock()
         self._end = self._found_end() if run is not None else 0
@@ -49,19 +50,21 @@ class Scratch:
         self._journal.truncate(self._end)
         self._journal.seek(self._end)
         if not self._end:
-            self.note(**self._head)
+            self._write(self._head)
 
     def _found_end(self) -> int:
-        """Where the last whole line of the same run's journal ends; 0 where there is none."""
+        """Where the last of the whole lines of the same run's journal ends; 0 where there is none.
+
+        Of what comes after a damaged one, nothing is believed.
+        """
         try:
             journal = open(self.folder / JOURNAL, "rb")  # noqa: SIM115
         except (FileNotFoundError, NotADirectoryError):
             return 0
         with journal:
-            first = journal.readline()
-            if not first.endswith(b"\n") or json.loads(first) != self._head:
+            if journal.readline() != self._head:
                 return 0
-            return len(first) + sum(len(line) for line in journal if line.endswith(b"\n"))
+            return len(self._head) + sum(map(len, takewhile(_is_whole, journal)))
 
     def __enter__(self) -> Scratch:
         return self
@@ -88,7 +91,19 @@ class Scratch:
 
     def note(self, **line: Any) -> None:
         """Note what is in the files: they must be flushed."""
-        text = json.dumps(line).encode() + b"\n"
+        self._write(_line(**line))
+
+    def _write(self, text: bytes) -> None:
         with self._lock:
             self._journal.write(text)
             self._journal.flush()
+
+
+def _line(**line: Any) -> bytes:
+    return json.dumps(line).encode() + b"\n"
+
+
+def _is_whole(line: bytes) -> bool:
+    with contextlib.suppress(ValueError, RecursionError):
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    return False
