@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import dask
+import numpy as np
 import pytest
 
 from tests.engine.processes import fork_server
@@ -18,6 +19,13 @@ from tests.servers.s3 import S3Server, s3
 def pytest_configure() -> None:
     """Have Ctrl-C interrupt tests: a shell that runs them in the background has it ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Have each test draw the numbers that it draws alone, whichever ran before it."""
+    if hasattr(module := getattr(item, "module", None), "RNG"):
+        module.RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)

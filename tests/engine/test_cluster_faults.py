@@ -41,8 +41,8 @@ def many_groups(monkeypatch):
 
 @pytest.fixture
 def short_limits():
-    """A silent worker is given up after five seconds."""
-    with dask.config.set({"daskdml.worker-silence": "5s"}):
+    """A silent worker is given up after ten seconds."""
+    with dask.config.set({"daskdml.worker-silence": "10s"}):
         yield
 
 
@@ -105,7 +105,7 @@ def test_a_frozen_worker(rows, expected, short_limits, cluster):
     pids = processes.ready(client, 2)
     at = At(12, lambda event: freeze(pids[event.worker]))
     assert fitted(rows, client, [at]) == expected
-    assert at.told("not been heard of for 5 s", "removed")
+    assert at.told("not been heard of for 10 s", "removed")
     assert len(client.nthreads()) == 1
 
 
@@ -130,15 +130,20 @@ def test_a_worker_is_paused(share, rows, expected, short_limits, cluster):
     """What Dask gave to a worker that it has paused since is done by others."""
     processes, client = cluster
     processes.ready(client, 2)
+    paused = []
 
     def pause(dask_worker):
         dask_worker.memory_manager.memory_pause_fraction = False  # so that it stays so
         dask_worker.status = Status.paused
 
-    at, began = At(12, lambda event: client.run(pause, workers=[event.worker])), time.monotonic()
+    def begin(event):
+        client.run(pause, workers=[event.worker])
+        paused.append(time.monotonic())
+
+    at = At(12, begin)
     assert fitted(rows, client, [at], max_share=share) == expected
-    quick = time.monotonic() - began < 5  # it had nothing to do when it was paused
-    assert at.seen > 12 and (quick or at.told("has begun no task for 5 s", "paused"))
+    quick = time.monotonic() - paused[0] < 10  # it had nothing to do when it was paused
+    assert at.seen > 12 and (quick or at.told("has begun no task for 10 s", "paused"))
     processes.ready(client, 0)
 
 
@@ -281,7 +286,7 @@ def test_a_scheduler_that_was_busy(rows, expected, short_limits, cluster):
 
     def busy(event):
         freeze(processes.scheduler.pid)
-        threading.Timer(8, os.kill, (processes.scheduler.pid, signal.SIGCONT)).start()
+        threading.Timer(13, os.kill, (processes.scheduler.pid, signal.SIGCONT)).start()
 
     at = At(12, busy)
     assert fitted(rows, client, [at]) == expected
@@ -447,7 +452,7 @@ def test_a_workers_clock_is_wrong(rows, expected):
         with Engine(client, callbacks=[heard]):
             model = LogisticRegression(tol=1e-10).fit(open_dataset(rows))
         assert (model.coef_.tobytes(), model.intercept_.tobytes(), model.n_iter_) == expected
-        assert not heard.texts
+        assert not [text for text in heard.texts if not text.startswith("Waits for ")]
         assert all(0 <= record.transfer < 60 for record in model.history_)
 
 

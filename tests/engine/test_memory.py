@@ -263,6 +263,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["rows", "sgd"])
 def test_compiling_breaks_no_promise(kind, tmp_path):
     """Where Numba's cache is empty, kernels are compiled before the plan, not on top of it."""
@@ -271,7 +272,7 @@ def test_compiling_breaks_no_promise(kind, tmp_path):
     script = tmp_path / "cold.py"
     script.write_text(COLD.format(kind=kind, url=url))
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=180, check=False,
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=800, check=False,
         env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": os.getcwd()},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -344,13 +345,14 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("where", ["threads", pytest.param("cluster", marks=pytest.mark.cluster)])
 def test_a_fit_under_a_hard_cap(where, large, tmp_path):
     """Data four times the cap, which cannot be loaded whole, is fitted and scored within it."""
     script = tmp_path / "fit.py"
     script.write_text(FIT.format(cap=CAP, url=str(large), where=where, limit="450MB"))
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=800, check=False,
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # it maps 32 MB for each of its threads
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -105,7 +105,7 @@ def test_what_is_lost_again_and_again(client):
 def linger(name):
     """A neighbour's task that gives its thread back, and stays."""
     secede()
-    Event(name).wait(60)
+    Event(name).wait(250)
 
 
 def test_a_neighbour_that_stays_hides_nothing(client):
@@ -128,7 +128,7 @@ def lose_all(dask_worker):
 
 def lose_first(client, name):
     """Have the worker forget the first that it is given, while its thread is busy."""
-    theirs = client.submit(Event(name).wait, 60, priority=100, pure=False)
+    theirs = client.submit(Event(name).wait, 250, priority=100, pure=False)
     while not sum(client.run(lambda dask_worker: len(dask_worker.state.executing)).values()):
         assert not theirs.done()
 

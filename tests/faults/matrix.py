@@ -76,7 +76,7 @@ class Client:
         assert self.process.stderr is not None
         self.errors = self.process.stderr.read()
 
-    def wait(self, seconds: float = 120) -> None:
+    def wait(self, seconds: float = 600) -> None:
         """Until it has ended."""
         self.process.wait(seconds)
         for reader in self._readers:
@@ -227,7 +227,7 @@ def limit_files(pid: int, nbytes: int) -> int:
 
 def be_patient(site: Site, client: Client) -> None:
     """What is read and written, checkpoints too, lies on S3 behind an unreliable network."""
-    client.wait(300)
+    client.wait()
     assert site.unreliable is not None and site.unreliable.resets > 0
 
 
@@ -303,7 +303,7 @@ def undisturbed(work: str, base: Path, folder: Path, times: int = 1) -> Undistur
         client = site.call(work)
         client.begins.wait()
         begins = time.monotonic() - began
-        client.wait(120 * times)
+        client.wait()
         assert client.end is not None, client.errors
         assert not client.end["left"], client.end["left"]
         assert client.over is not None

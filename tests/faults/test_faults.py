@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.faults.matrix import BEGIN, DISK_FULL, END, FAULTS, PAGE, strike, undisturbed
+from tests.faults.matrix import BEGIN, DISK_FULL, END, FAULTS, LIMITS, PAGE, strike, undisturbed
 from tests.faults.soak import soak
 from tests.faults.work import FITS, WORK, prepare
 
@@ -27,9 +27,12 @@ def base(tmp_path_factory):
     return folder
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("name", "work"), CELLS)
-def test_the_bits_are_the_same(name, work, base, tmp_path):
+def test_the_bits_are_the_same(name, work, base, tmp_path, monkeypatch):
     """A fault in the midst of the work changes nothing of what comes out."""
+    monkeypatch.setitem(LIMITS, "DASK_DASKDML__WORKER_SILENCE", "10s")  # however slow the machine
+    monkeypatch.setitem(LIMITS, "DASK_DASKDML__SCHEDULER_SILENCE", "60s")
     (fault,) = (fault for fault in FAULTS if fault.name == name)
     whole = undisturbed(work, base, tmp_path / "whole")
     struck = strike(fault, work, base, tmp_path / "cell", whole, random.Random(1))
@@ -40,6 +43,7 @@ def test_the_bits_are_the_same(name, work, base, tmp_path):
         assert (struck.calls > 1) <= name.endswith("called again")
 
 
+@pytest.mark.timeout(900)
 def test_a_short_soak():
     """Workers, schedulers and clients die, and the fit neither changes nor leaves anything."""
     done = soak(kills=4, seed=9, times=6, works=("als",))
