@@ -202,7 +202,8 @@ class Cluster:
         """What `make_ready` gives, or raises, in a task: Dask sees that the worker is busy."""
         with dask.annotate(**{NOTE: self._token}):
             future = self.client.submit(
-                tasks.out_of_slot, make_ready, rehearse, shared, self._standing.living,
+                tasks.out_of_slot, make_ready, rehearse and tasks.packed(rehearse), shared,
+                self._standing.living,
                 workers=[address], key=fit_name("get-ready"), priority=self.share.priority,
                 pure=False,
             )  # fmt: skip

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, TypeVar
 
 NOTE = "daskdml"  # annotation of a fit's tasks, by which they are found
@@ -90,8 +91,6 @@ async def apart(function: Callable[..., T], *args: Any) -> T:
 
 def build() -> dict[str, str]:
     """What this process computes with: versions of Python and of packages, and the CPU's name."""
-    from importlib import import_module
-
     from llvmlite.binding import get_host_cpu_name
 
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -132,8 +131,10 @@ async def greet(clients: tuple[str, int], dask_worker: Any) -> dict[str, str]:
     """`build` of a worker; one that shares the client's `terminal` leaves Ctrl-C to the client.
 
     It would end by it, and its nanny, which takes that for an order, would not start it again.
+    What tasks consist of is imported here: where a worker unpickles them it sends no heartbeats.
     """
     nursed = dask_worker.nanny and threading.current_thread() is threading.main_thread()
     if nursed and terminal() == clients:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    await apart(import_module, "daskdml.engine.runners")
     return await apart(build)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
 
@@ -212,6 +212,23 @@ def out_of_slot(fn: Callable[..., Any], *args: Any) -> Any:
     """``fn(*args)``, while the worker's slot is given to others."""
     leave_slot()
     return fn(*args)
+
+
+def packed(function: Callable[[], Any]) -> Callable[[], Any]:
+    """The function, to be unpickled in the thread that calls it.
+
+    The thread of a worker that unpickles tasks imports what they need, and sends no heartbeats
+    meanwhile.
+    """
+    from distributed.protocol import pickle
+
+    return partial(_unpacked, pickle.dumps(function))
+
+
+def _unpacked(function: bytes) -> Any:
+    from distributed.protocol import pickle
+
+    return pickle.loads(function)()
 
 
 def allotted(allotment: Allotment, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import pickle
 import re
 import resource
 import signal
@@ -309,6 +310,29 @@ def test_the_scheduler_is_killed(rows, tmp_path):
         assert processes.address in str(caught.value) and str(tmp_path / "kept") in str(
             caught.value
         )
+
+
+class Rehearsal:
+    """What knows which thread has unpickled it."""
+
+    def __init__(self):
+        self.thread = ""
+
+    def __setstate__(self, state):
+        self.thread = threading.current_thread().name
+
+    def __call__(self):
+        """Fail where that was the one that sends a worker's heartbeats."""
+        assert self.thread not in ("", "MainThread")
+
+
+def test_workers_send_heartbeats_while_they_load(cluster):
+    """What is rehearsed is unpickled, and its modules are imported, in a thread of its own."""
+    processes, client = cluster
+    processes.ready(client, 1)
+    assert pickle.loads(pickle.dumps(Rehearsal())).thread == "MainThread"
+    with Engine(client).open(Made(40, 10), Needs()) as data:
+        data.require(Needs(), Rehearsal())
 
 
 def long_rehearsal():
