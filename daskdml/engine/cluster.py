@@ -20,6 +20,7 @@ from dask.task_spec import DataNode
 from daskdml.engine import tasks
 from daskdml.engine.blame import blame, last_words
 from daskdml.engine.cache import PINNED
+from daskdml.engine.frames import guard_frames
 from daskdml.engine.graphs import Graph, for_processes
 from daskdml.engine.hearing import listening
 from daskdml.engine.ledger import Claim, Standing, enter, leave
@@ -78,6 +79,7 @@ class Cluster:
                 "this Dask client is asynchronous, and fit waits for its result; use "
                 "Client(..., asynchronous=False), or call fit in another thread"
             )
+        guard_frames()  # of a LocalCluster the scheduler is here, and perhaps the workers
         self.client = client
         self.share = share
         self._token = ""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
 
+from daskdml.engine.frames import guard_frames
+
 NOTE = "daskdml"  # annotation of a fit's tasks, by which they are found
 NUMERICAL = ("numpy", "numba", "scipy")  # their versions may change last bits
 PACKAGES = ("daskdml", *NUMERICAL)
@@ -136,5 +138,6 @@ async def greet(clients: tuple[str, int], dask_worker: Any) -> dict[str, str]:
     nursed = dask_worker.nanny and threading.current_thread() is threading.main_thread()
     if nursed and terminal() == clients:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    guard_frames()
     await apart(import_module, "daskdml.engine.runners")
     return await apart(build)
